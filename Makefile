@@ -1,0 +1,54 @@
+# The whole developer interface. Needs Python 3.11+ and make; `make demo` and `make test` work on a fresh clone and again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= out/demo
+
+.PHONY: install demo test lint format docs conformance geometry signal bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/fovea demo --out $(OUT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What is generated from code: the reason codes.
+docs: $(STAMP)
+	$(BIN)/python -m manifests.reasons_page docs/reasons.md
+
+# Needs root for the Debian packages.
+conformance: $(STAMP)
+	command -v dcmdump dciodvfy >/dev/null || (apt-get update -qq && apt-get install -y -qq dcmtk dicom3tools)
+	$(BIN)/python benchmarks/conformance.py
+
+# Full-size volumes of every raster protocol through every geometry: docs/geometry.md (about 20 minutes).
+geometry: $(STAMP)
+	$(BIN)/python benchmarks/geometry.py
+
+# The phantom's label signal through the whole job, with and without: docs/phantom.md (about 20 minutes).
+signal: $(STAMP)
+	$(BIN)/python benchmarks/signal.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,1 @@
+"""The Beam job: it composes the rooms below and owns no algorithm."""

@@ -1,0 +1,69 @@
+"""The ingest pipeline: discover -> probe -> plan -> pack -> commit (DESIGN section 4).
+
+Voxel bytes are read once and written once, inside of one step: only references and rows are grouped.
+"""
+
+import apache_beam as beam
+from apache_beam.pvalue import AsList, AsSingleton
+
+from beam_jobs.commit import commit_dataset
+from beam_jobs.options import IngestJob
+from beam_jobs.transforms import (
+    OTHERS,
+    SAMPLES,
+    SETTLED,
+    SOURCES,
+    Discover,
+    Pack,
+    Probe,
+    Settle,
+    element_of,
+    shards_of,
+)
+from ingest.source import read_source_file
+from manifests.cohort import Participant, read_participants
+
+
+def build(pipeline: beam.Pipeline, job: IngestJob) -> None:
+    """Add the whole job to a pipeline."""
+    participants = AsSingleton(
+        pipeline | "Cohort" >> beam.Create([job.labels or ""]) | "ReadCohort" >> beam.Map(read_cohort)
+    )
+    found = (
+        pipeline
+        | "Source" >> beam.Create([job.source])
+        | "Discover" >> beam.ParDo(Discover()).with_outputs(SETTLED, OTHERS, main="entries")
+    )
+    probed = (
+        found.entries
+        | "SpreadFiles" >> beam.Reshuffle()
+        | "Probe" >> beam.ParDo(Probe(job)).with_outputs(SOURCES, main="files")
+    )
+    packed = (
+        probed.files
+        | "ByUid" >> beam.GroupBy(lambda file: file.sop_instance_uid)
+        | "Element" >> beam.Map(element_of, participants, job)
+        | "ByShelf" >> beam.GroupByKey()
+        | "CutShards" >> beam.FlatMap(shards_of, job)
+        | "SpreadShards" >> beam.Reshuffle()
+        | "Pack" >> beam.ParDo(Pack(job), participants).with_outputs(SOURCES, SAMPLES, main="shards")
+    )
+    settled = found[SETTLED] | "Settle" >> beam.ParDo(Settle(job))
+    sources = (settled, probed[SOURCES], packed[SOURCES]) | "AllRows" >> beam.Flatten()
+    _ = (
+        pipeline
+        | "End" >> beam.Create([job])
+        | "Commit"
+        >> beam.Map(
+            commit_dataset,
+            sources=AsList(sources),
+            samples=AsList(packed[SAMPLES]),
+            shards=AsList(packed.shards),
+            other_files=AsSingleton(found[OTHERS]),
+        )
+    )
+
+
+def read_cohort(url: str) -> dict[str, Participant]:
+    """The participants of a cohort; none without a file."""
+    return read_participants(read_source_file(url), name=url) if url else {}

@@ -1,0 +1,136 @@
+"""DoFns that only call rooms: what they emit is rows and references, never voxels."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
+
+from beam_jobs.errors import JobError
+from beam_jobs.metrics import count, count_row, count_seconds
+from beam_jobs.options import IngestJob
+from beam_jobs.pack import pack_shard
+from beam_jobs.rows import outcome_row, settled_row
+from ingest.convert import probe_file
+from ingest.errors import IngestError
+from ingest.facts import path_facts
+from ingest.record import Probed, Rejection
+from ingest.source import Entry, Settled, discover, hash_source, open_source
+from manifests.cohort import Participant
+from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_element
+from manifests.reasons import Reason
+from manifests.rows import SourceRow
+from shards.schema import GRID_SHAPE
+
+SOURCES: Final = "sources"
+SAMPLES: Final = "samples"
+SETTLED: Final = "settled"
+OTHERS: Final = "others"
+
+
+class Discover(beam.DoFn):
+    """SOURCE -> `Entry`s; tagged: inputs settled by the listing, and counts of other files."""
+
+    def process(self, source: str) -> Iterator[Any]:
+        """List SOURCE once, inside of the pipeline."""
+        found = discover(source)
+        if not found.entries and not found.settled:
+            raise JobError(f"SOURCE {source} holds no DICOM file.")
+        count("files_found", len(found.entries) + len(found.settled))
+        yield from found.entries
+        for settled in found.settled:
+            yield TaggedOutput(SETTLED, settled)
+        yield TaggedOutput(OTHERS, found.other_files)
+
+
+class Probe(beam.DoFn):
+    """`Entry` -> `FileRef` of a file whose header is good; tagged: rows of all others."""
+
+    def __init__(self, job: IngestJob) -> None:
+        self._job = job
+
+    def process(self, entry: Entry) -> Iterator[Any]:
+        """Read the header, and the whole file once more for its hash if that settles it."""
+        started = time.perf_counter()
+        result = self._probe(entry)
+        if isinstance(result, Probed):
+            yield result.file_ref(entry.path, entry.bytes, entry.manifest)
+        else:
+            sha256 = None if result.reason is Reason.OUTSIDE_FILTER else hash_or_none(self._job.source, entry.path)
+            row = outcome_row(entry.path, entry.bytes, sha256, result)
+            count_row(row)
+            yield TaggedOutput(SOURCES, row)
+        count_seconds({"probe": time.perf_counter() - started})
+
+    def _probe(self, entry: Entry) -> Probed | Rejection:
+        facts = path_facts(entry.path)
+        outside = Rejection(reason=Reason.OUTSIDE_FILTER, detail="the device is outside of --devices.", facts=facts)
+        if facts.device and facts.device not in self._job.devices:
+            return outside
+        try:
+            with open_source(self._job.source, entry.path) as stream:
+                result = probe_file(stream, entry.path, entry.manifest, self._job.limits)
+        except IngestError as error:
+            return Rejection(reason=error.reason, detail=error.detail, facts=facts)
+        known = isinstance(result, Probed) and result.identity.device in self._job.devices
+        return result if known or isinstance(result, Rejection) else outside
+
+
+class Settle(beam.DoFn):
+    """Inputs that the listing settled -> their rows."""
+
+    def __init__(self, job: IngestJob) -> None:
+        self._job = job
+
+    def process(self, settled: Settled) -> Iterator[SourceRow]:
+        """An archive is hashed; a missing file has nothing to hash."""
+        sha256 = None if settled.bytes is None else hash_or_none(self._job.source, settled.path)
+        row = settled_row(settled, sha256)
+        count_row(row)
+        yield row
+
+
+def hash_or_none(source: str, path: str) -> str | None:
+    """The sha256 of a rejected file; None when the store does not give its bytes, which its row says already."""
+    try:
+        return hash_source(source, path)
+    except IngestError:
+        return None
+
+
+def element_of(
+    group: tuple[str, Iterable[FileRef]], participants: Mapping[str, Participant], job: IngestJob
+) -> tuple[tuple[str, str], Element]:
+    """Files of one SOP Instance UID -> their element, by split and device."""
+    element = make_element(group[1], participants, job.hash_key)
+    return (element.split, element.device), element
+
+
+def shards_of(shelf: tuple[tuple[str, str], Iterable[Element]], job: IngestJob) -> list[ShardPlan]:
+    """Elements of one split and device -> shards of about the target size."""
+    depth, height, width = job.geometry.size or GRID_SHAPE
+    samples_per_shard = max(1, job.target_shard_bytes // (depth * height * width))
+    return cut_shards(shelf[1], samples_per_shard=samples_per_shard)
+
+
+class Pack(beam.DoFn):
+    """`ShardPlan` -> `ShardRow`; tagged: rows of its samples and of its files. Voxels end in the shard, not here."""
+
+    def __init__(self, job: IngestJob) -> None:
+        self._job = job
+
+    def process(self, plan: ShardPlan, participants: Mapping[str, Participant]) -> Iterator[Any]:
+        """Make the shard and report."""
+        packed = pack_shard(plan, self._job, participants)
+        count("bytes_read", packed.bytes_read)
+        count("shards_reused" if packed.reused else "shards_packed")
+        count_seconds(packed.seconds)
+        for row in packed.sources:
+            count_row(row)
+            yield TaggedOutput(SOURCES, row)
+        for sample in packed.samples:
+            yield TaggedOutput(SAMPLES, sample)
+        if packed.shard:
+            count("bytes_written", packed.shard.bytes)
+            yield packed.shard

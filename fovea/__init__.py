@@ -1,0 +1,1 @@
+"""The `fovea` command: one thin module a sub-command, no logic."""

@@ -1,0 +1,93 @@
+"""The checks of a header, in the order of their precedence."""
+
+from dataclasses import replace
+from typing import Final
+
+from pydicom.dataset import Dataset
+
+from ingest.errors import IngestError
+from ingest.facts import known_facts
+from ingest.fields import integer, raw, text
+from ingest.header import Header
+from ingest.identity import check_image_kind, identify
+from ingest.record import Limits, Probed
+from ingest.spacing import scan_geometry
+from ingest.syntaxes import is_supported
+from manifests.plan import ManifestRow
+from manifests.reasons import Reason
+
+PHOTOMETRIC: Final = ("MONOCHROME1", "MONOCHROME2")
+
+
+def check_header(header: Header, path: str, manifest: ManifestRow | None, limits: Limits) -> Probed:
+    """Everything that can be known before pixels are read.
+
+    Raises:
+        IngestError: with the first reason that applies, in the order of the reason codes.
+    """
+    dataset = header.dataset
+    check_image_kind(dataset)
+    identity = identify(dataset, path, manifest)
+    if not header.has_pixel_data:
+        raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
+    if not is_supported(header.transfer_syntax_uid):
+        raise IngestError(Reason.TS_UNSUPPORTED, f"no decoder for transfer syntax {header.transfer_syntax_uid}.")
+    num_frames = _check_num_frames(dataset, limits)
+    _check_dimensions(dataset, num_frames, limits)
+    _check_photometric(dataset)
+    if num_frames < limits.min_frames:
+        raise IngestError(Reason.TOO_FEW_FRAMES, f"{num_frames} B-scans, at least {limits.min_frames} are needed.")
+    scan = scan_geometry(dataset, num_frames, identity, manifest)
+    facts = replace(
+        known_facts(header, path, manifest),
+        participant_id=identity.participant_id,
+        device=identity.device,
+        protocol=identity.protocol,
+        anatomic_region=identity.anatomic_region,
+        laterality=identity.laterality,
+        spacing_d_mm=scan.spacing_mm[0],
+        spacing_h_mm=scan.spacing_mm[1],
+        spacing_w_mm=scan.spacing_mm[2],
+        spacing_source=scan.source,
+    )
+    return Probed(identity=identity, scan=scan, facts=facts)
+
+
+def _check_num_frames(dataset: Dataset, limits: Limits) -> int:
+    declared = integer(dataset, "NumberOfFrames")
+    if declared is None or declared < 1:
+        raise IngestError(Reason.NFRAMES_INVALID, "NumberOfFrames is not a positive whole number.")
+    if declared > limits.max_frames:
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{declared} frames, the limit is {limits.max_frames}.")
+    return declared
+
+
+def _check_dimensions(dataset: Dataset, num_frames: int, limits: Limits) -> None:
+    rows, columns = integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0
+    if not (1 < rows <= limits.max_edge and 1 < columns <= limits.max_edge):
+        raise IngestError(Reason.DIMENSIONS_INVALID, f"{rows} rows x {columns} columns.")
+    if rows * columns * num_frames > limits.max_voxels:
+        detail = f"{num_frames} x {rows} x {columns} voxels, the limit is {limits.max_voxels}."
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, detail)
+
+
+def _check_photometric(dataset: Dataset) -> None:
+    if text(dataset, "PhotometricInterpretation") not in PHOTOMETRIC:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "PhotometricInterpretation is not MONOCHROME1 or 2.")
+    samples, bits = integer(dataset, "SamplesPerPixel"), integer(dataset, "BitsAllocated")
+    if samples not in {1, None}:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, f"{samples} samples per pixel.")
+    if bits not in {8, 16} or not 1 <= (integer(dataset, "BitsStored") or bits) <= bits:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "BitsAllocated is not 8 or 16, or BitsStored exceeds it.")
+    if integer(dataset, "PixelRepresentation") not in {0, None}:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "pixels are signed.")
+
+
+def check_annotation(dataset: Dataset) -> None:
+    """Text burned into the pixels may name a person (PS3.3 C.7.6.1.1.1, BurnedInAnnotation).
+
+    Raises:
+        IngestError: BURNED_IN_SUSPECT.
+    """
+    if str(raw(dataset, "BurnedInAnnotation") or "").strip().upper() == "YES":
+        raise IngestError(Reason.BURNED_IN_SUSPECT, "BurnedInAnnotation is YES.")

@@ -1,0 +1,131 @@
+"""One file in, one `VolumeRecord` or one `Rejection` out: the composition of this room."""
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import BinaryIO, Final, TypeVar
+
+import numpy as np
+from pydicom.config import disable_value_validation
+
+from ingest.checks import check_annotation, check_header
+from ingest.errors import IngestError
+from ingest.facts import known_facts, path_facts
+from ingest.fields import text
+from ingest.frames import PixelFormat, find_frames, pixel_format
+from ingest.geometry import Geometry
+from ingest.header import Header, parse_file, read_header
+from ingest.intensity import check_content, content_statistics, retina_center_mm
+from ingest.pixels import decode_frames
+from ingest.record import Facts, Limits, Probed, Rejection, VolumeRecord
+from ingest.resample import plan_grid, plan_slow_axis, resample
+from ingest.syntaxes import Pixels
+from manifests.plan import ManifestRow
+from manifests.reasons import Reason
+from shards.schema import content_token_mask
+
+DEFAULT_LIMITS: Final = Limits()
+Result = TypeVar("Result")
+
+
+def probe_file(
+    stream: BinaryIO, path: str, manifest: ManifestRow | None, limits: Limits = DEFAULT_LIMITS
+) -> Probed | Rejection:
+    """Check a header without reading pixels.
+
+    Args:
+        stream: the file, or ranges of it.
+        path: relative to SOURCE; participant and device are read from it too.
+        manifest: the file's row of `manifest.tsv`, if there is one.
+        limits: what no true scan exceeds.
+    """
+    header = _attempt(path_facts(path), lambda: read_header(stream, limits))
+    return header if isinstance(header, Rejection) else _judge(header, path, manifest, limits)
+
+
+def convert_file(
+    data: bytes, path: str, manifest: ManifestRow | None, geometry: Geometry, limits: Limits = DEFAULT_LIMITS
+) -> VolumeRecord | Rejection:
+    """Check, decode and resample a file that was read whole; see `probe_file`."""
+    header = _attempt(path_facts(path), lambda: parse_file(data, limits))
+    if isinstance(header, Rejection):
+        return header
+    probed = _judge(header, path, manifest, limits)
+    if isinstance(probed, Rejection):
+        return probed
+    return _attempt(probed.facts, lambda: _convert(header, probed, geometry))
+
+
+def _judge(header: Header, path: str, manifest: ManifestRow | None, limits: Limits) -> Probed | Rejection:
+    facts = known_facts(header, path, manifest)
+    return _attempt(facts, lambda: check_header(header, path, manifest, limits))
+
+
+def _attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
+    """The one place where a failed check becomes data. A defect of ours costs one file, and says so."""
+    try:
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
+            return work()
+    except IngestError as error:
+        return Rejection(reason=error.reason, detail=error.detail, facts=facts)
+    except Exception as error:  # noqa: BLE001 - DESIGN section 4: every input has a row, also when we are wrong
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__} at {PurePath(last.filename).name}:{last.lineno}."
+        return Rejection(reason=Reason.UNKNOWN_ERROR, detail=detail, facts=facts)
+
+
+def _convert(header: Header, probed: Probed, geometry: Geometry) -> VolumeRecord:
+    clock = _Clock()
+    layout = pixel_format(header)
+    frames = find_frames(header, layout)
+    slow = plan_slow_axis(probed.scan, geometry)
+    wanted = probed.scan.order[slow.first : slow.last]
+    volume = _positive(decode_frames(frames, wanted, layout, header.transfer_syntax_uid), header, layout)
+    clock.lap("decode")
+    found = check_content(volume, layout.bits_stored)
+    check_annotation(header.dataset)
+    native = (layout.num_frames, layout.rows, layout.columns)
+    retina_mm = retina_center_mm(volume, probed.scan.spacing_mm[1])
+    grid = plan_grid(probed.scan, native, geometry, retina_mm)
+    target = resample(volume, grid)
+    statistics = content_statistics(target, grid.content_box)
+    clock.lap("resample")
+    return VolumeRecord(
+        probed=probed,
+        volume=target,
+        native_shape=native,
+        spacing_mm=grid.spacing_mm,
+        geometry=geometry.name,
+        retina_center_mm=retina_mm,
+        content_box=grid.content_box,
+        content_tokens=int(content_token_mask(grid.content_box, grid.size).sum()),
+        cropped_fraction=(grid.axes[0].cropped, grid.axes[1].cropped, grid.axes[2].cropped),
+        padded_fraction=(grid.axes[0].padded, grid.axes[1].padded, grid.axes[2].padded),
+        num_frames_decoded=len(wanted),
+        intensity=statistics,
+        warnings=found,
+        seconds=clock.seconds,
+    )
+
+
+def _positive(pixels: Pixels, header: Header, layout: PixelFormat) -> Pixels:
+    """Bright is high: MONOCHROME1 stores it the other way (PS3.3 C.7.6.3.1.2)."""
+    if text(header.dataset, "PhotometricInterpretation") != "MONOCHROME1":
+        return pixels
+    return np.asarray(2**layout.bits_stored - 1 - pixels, dtype=pixels.dtype)
+
+
+class _Clock:
+    """Seconds by stage, for counters."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now

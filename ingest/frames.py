@@ -1,0 +1,153 @@
+"""Finding the frames in the pixel data element, and checking that each is whole (DICOM PS3.5 sections 8 and A.4)."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from ingest.errors import IngestError
+from ingest.fields import integer
+from ingest.header import UNDEFINED_LENGTH, Header
+from ingest.syntaxes import NATIVE_SYNTAXES, Codec, codec_of
+from manifests.reasons import Reason
+
+ITEM: Final = 0xFFFEE000
+SEQUENCE_END: Final = 0xFFFEE0DD
+PIXEL_DATA: Final = 0x7FE00010
+LONG_VRS: Final = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelFormat:
+    """How pixels are laid out: `[frames, rows, columns]` of `bits_allocated`."""
+
+    num_frames: int
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated // 8
+
+
+def pixel_format(header: Header) -> PixelFormat:
+    """Read the image pixel module; NumberOfFrames absent is one frame (PS3.3 C.7.6.6).
+
+    Raises:
+        IngestError: DIMENSIONS_INVALID when a needed value is absent or zero.
+    """
+    values = {name: integer(header.dataset, name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")}
+    missing = [name for name, value in values.items() if not value or value < 0]
+    if missing:
+        raise IngestError(Reason.DIMENSIONS_INVALID, f"{', '.join(missing)}: absent, zero or negative.")
+    rows, columns, samples, bits = (value or 0 for value in values.values())
+    return PixelFormat(
+        num_frames=integer(header.dataset, "NumberOfFrames") or 1,
+        rows=rows,
+        columns=columns,
+        samples_per_pixel=samples,
+        bits_allocated=bits,
+        bits_stored=integer(header.dataset, "BitsStored") or bits,
+        signed=integer(header.dataset, "PixelRepresentation") == 1,
+    )
+
+
+def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
+    """The bytes of every frame, each checked to be whole and of the declared transfer syntax.
+
+    Raises:
+        IngestError: PIXELDATA_MISSING, TRUNCATED_DATASET, PIXELDATA_LENGTH_MISMATCH, NFRAMES_MISMATCH, TS_MISMATCH,
+            CODESTREAM_OBFUSCATED, FRAME_INCOMPLETE or FRAME_UNDECODABLE.
+    """
+    if header.pixel_offset is None or header.body is None:
+        raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
+    syntax = header.transfer_syntax_uid
+    start, length = _element(header.body, header.pixel_offset, syntax)
+    encapsulated = length == UNDEFINED_LENGTH
+    if encapsulated == (syntax in NATIVE_SYNTAXES):
+        kind = "encapsulated" if encapsulated else "native"
+        raise IngestError(Reason.TS_MISMATCH, f"{kind} pixel data under transfer syntax {syntax}.")
+    if not encapsulated:
+        return _native_frames(header.body[start:], length, layout)
+    offsets, fragments = _fragments(header.body, start)
+    codec = codec_of(syntax)
+    frames = _group(fragments, offsets, layout.num_frames, codec)
+    for number, frame in enumerate(frames):
+        codec.check(frame, layout.rows, layout.columns, number)
+    return frames
+
+
+def _element(body: memoryview, offset: int, syntax: UID) -> tuple[int, int]:
+    """Offset of the value and declared length of the pixel data element."""
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    try:
+        group, element = struct.unpack_from(f"{order}HH", body, offset)
+        if group << 16 | element != PIXEL_DATA:
+            raise IngestError(Reason.PIXELDATA_MISSING, "floating-point pixel data instead of (7FE0,0010).")
+        if syntax == ImplicitVRLittleEndian:
+            return offset + 8, struct.unpack_from(f"{order}L", body, offset + 4)[0]
+        if bytes(body[offset + 4 : offset + 6]) not in LONG_VRS:
+            raise IngestError(Reason.TS_MISMATCH, "the pixel data element is not in explicit VR.")
+        return offset + 12, struct.unpack_from(f"{order}L", body, offset + 8)[0]
+    except struct.error as error:
+        raise IngestError(Reason.TRUNCATED_DATASET, "the file ends inside the pixel data element's head.") from error
+
+
+def _native_frames(value: memoryview, length: int, layout: PixelFormat) -> list[bytes]:
+    """Cut native pixels into frames; the length may be one longer, to be even (PS3.5 section 8.1.1)."""
+    expected = layout.frame_bytes * layout.num_frames
+    if length > len(value):
+        raise IngestError(
+            Reason.PIXELDATA_LENGTH_MISMATCH, f"{len(value)} bytes of pixel data, the element declares {length}."
+        )
+    if length not in {expected, expected + expected % 2}:
+        raise IngestError(Reason.PIXELDATA_LENGTH_MISMATCH, f"{length} bytes of pixel data, expected {expected}.")
+    size = layout.frame_bytes
+    return [bytes(value[size * number : size * (number + 1)]) for number in range(layout.num_frames)]
+
+
+def _fragments(body: memoryview, start: int) -> tuple[tuple[int, ...], list[tuple[int, bytes]]]:
+    """The basic offset table, and (offset, bytes) of every fragment, strictly up to the sequence delimiter."""
+    position, found = start, []
+    while True:
+        if position + 8 > len(body):
+            raise IngestError(Reason.TRUNCATED_DATASET, f"no end mark after {len(found)} fragments.")
+        group, element, length = struct.unpack_from("<HHL", body, position)
+        tag = group << 16 | element
+        if tag == SEQUENCE_END:
+            break
+        if tag != ITEM:
+            raise IngestError(Reason.TS_MISMATCH, f"fragment {len(found)} does not start with an item tag.")
+        if position + 8 + length > len(body):
+            raise IngestError(Reason.TRUNCATED_DATASET, f"the file ends inside fragment {len(found)}.")
+        found.append((position, bytes(body[position + 8 : position + 8 + length])))
+        position += 8 + length
+    if not found:
+        raise IngestError(Reason.NFRAMES_MISMATCH, "encapsulated pixel data without basic offset table and fragments.")
+    table = found.pop(0)[1]
+    offsets = struct.unpack(f"<{len(table) // 4}L", table[: len(table) // 4 * 4])
+    first = found[0][0] if found else 0
+    return offsets, [(offset - first, data) for offset, data in found]
+
+
+def _group(
+    fragments: Sequence[tuple[int, bytes]], offsets: tuple[int, ...], num_frames: int, codec: Codec
+) -> list[bytes]:
+    """Join fragments to frames: one each, by the basic offset table, or by start markers."""
+    if len(fragments) == num_frames:
+        return [data for _, data in fragments]
+    if num_frames == 1:
+        return [b"".join(data for _, data in fragments)]
+    starts = [place for place, (offset, _) in enumerate(fragments) if offset in set(offsets)]
+    if len(starts) != num_frames:
+        starts = [place for place, (_, data) in enumerate(fragments) if codec.starts(data)]
+    if len(starts) != num_frames or starts[0] != 0:
+        raise IngestError(Reason.NFRAMES_MISMATCH, f"{len(fragments)} fragments for {num_frames} frames.")
+    stops = [*starts[1:], len(fragments)]
+    return [b"".join(data for _, data in fragments[start:stop]) for start, stop in zip(starts, stops, strict=True)]

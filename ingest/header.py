@@ -1,0 +1,208 @@
+"""Reading a DICOM header: file meta information, the data set up to the pixels, and where the pixels start.
+
+pydicom parses; this module decides what a failed parse means (DICOM PS3.10 section 7, PS3.5 section 7).
+"""
+
+import io
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final
+
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ingest.errors import IngestError
+from ingest.fields import integer, raw
+from ingest.record import Limits
+from manifests.reasons import Reason
+
+PREAMBLE_BYTES: Final = 128
+MAGIC: Final = b"DICM"
+PIXEL_TAGS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+UNDEFINED_LENGTH: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A parsed header.
+
+    `body` holds the data set's bytes (inflated when deflated) if the file was read whole; `pixel_offset` is where
+    the pixel data element starts in it, None when there is none.
+    """
+
+    dataset: Dataset
+    transfer_syntax_uid: UID
+    has_pixel_data: bool
+    pixel_offset: int | None
+    body: memoryview | None = field(repr=False, default=None)
+
+
+def read_header(stream: BinaryIO, limits: Limits) -> Header:
+    """Read up to the pixel data and no further; `stream` may fetch ranges of a remote object.
+
+    Raises:
+        IngestError: EMPTY_FILE, NOT_DICOM, META_HEADER_INVALID, PARSE_LIMIT_EXCEEDED, PARSER_CRASH, or
+            TRUNCATED_DATASET when the file ends inside an element.
+    """
+    syntax = _read_meta(stream)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return _inflate_head(stream, limits)
+    return _parse_body(stream, syntax)
+
+
+def parse_file(data: bytes, limits: Limits) -> Header:
+    """Parse a file that was read whole; raises like `read_header`."""
+    stream = io.BytesIO(data)
+    syntax = _read_meta(stream)
+    body = memoryview(data)[stream.tell() :]
+    if syntax == DeflatedExplicitVRLittleEndian:
+        body = _inflate_all(body, limits)
+    header = _parse_body(io.BytesIO(body), syntax)
+    return Header(
+        dataset=header.dataset,
+        transfer_syntax_uid=syntax,
+        has_pixel_data=header.has_pixel_data,
+        pixel_offset=header.pixel_offset,
+        body=body,
+    )
+
+
+def _read_meta(stream: BinaryIO) -> UID:
+    """Preamble and group 0002; leaves the stream at the data set. Returns the transfer syntax."""
+    start = stream.read(PREAMBLE_BYTES + len(MAGIC))
+    if not start:
+        raise IngestError(Reason.EMPTY_FILE, "the file has no bytes.")
+    if start[PREAMBLE_BYTES:] != MAGIC:
+        raise _not_part10(stream)
+    meta, notes = _parse(stream, "file meta information", implicit=False, little=True, stop=_past_meta)
+    if notes or _cut_element(meta, stream.tell()):
+        raise IngestError(Reason.META_HEADER_INVALID, "the file meta information ends too early.")
+    try:
+        syntax = raw(meta, "TransferSyntaxUID")
+    except IngestError as error:
+        raise IngestError(Reason.META_HEADER_INVALID, error.detail) from error
+    if not isinstance(syntax, UID) or not syntax.is_valid:
+        raise IngestError(Reason.META_HEADER_INVALID, "the file meta information has no valid TransferSyntaxUID.")
+    return syntax
+
+
+def _not_part10(stream: BinaryIO) -> IngestError:
+    """No DICM marker: a bare data set is DICOM without its file meta information; anything else is not DICOM."""
+    stream.seek(0)
+    first = stream.read(8)
+    stream.seek(0)
+    explicit = first[4:6].isalpha() and first[4:6].isupper()
+    try:
+        dataset, _ = _parse(stream, "data set", implicit=not explicit, little=True, stop=_at_pixels)
+        named = raw(dataset, "SOPClassUID") is not None and raw(dataset, "SOPInstanceUID") is not None
+    except IngestError:
+        return IngestError(Reason.NOT_DICOM, "no DICM marker, and nothing that can be parsed.")
+    if named:
+        return IngestError(Reason.META_HEADER_INVALID, "a data set without preamble and file meta information.")
+    return IngestError(Reason.NOT_DICOM, "no DICM marker, and no data set that can be parsed.")
+
+
+def _parse_body(stream: BinaryIO, syntax: UID) -> Header:
+    implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    begin = stream.tell()
+    dataset, notes = _parse(stream, "data set", implicit=implicit, little=little, stop=_at_pixels)
+    end = stream.tell()
+    has_pixels = bool(stream.read(1))
+    if not has_pixels and (notes or _cut_element(dataset, end)):
+        raise IngestError(Reason.TRUNCATED_DATASET, "the file ends inside an element of the header.")
+    return Header(
+        dataset=dataset,
+        transfer_syntax_uid=syntax,
+        has_pixel_data=has_pixels,
+        pixel_offset=end - begin if has_pixels else None,
+    )
+
+
+StopRule = Callable[[Any, str | None, int], bool]
+
+
+def _parse(stream: BinaryIO, what: str, *, implicit: bool, little: bool, stop: StopRule) -> tuple[Dataset, list[str]]:
+    """Parse with pydicom, and return its complaints. A crash of the parser is that file's reason."""
+    try:
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            dataset = read_dataset(stream, implicit, little, stop_when=stop)
+    except (RecursionError, MemoryError) as error:
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{what}: {type(error).__name__}.") from error
+    except (EOFError, struct.error) as error:
+        raise IngestError(Reason.TRUNCATED_DATASET, f"the file ends inside the {what}.") from error
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:
+        raise IngestError(Reason.PARSER_CRASH, f"{what}: the parser raised {type(error).__name__}.") from error
+    return dataset, [str(note.message) for note in notes if "nd of file" in str(note.message)]
+
+
+def _past_meta(tag: Any, _vr: str | None, _length: int) -> bool:
+    return int(tag) >> 16 != 2
+
+
+def _at_pixels(tag: Any, _vr: str | None, _length: int) -> bool:
+    return int(tag) in PIXEL_TAGS
+
+
+def _cut_element(dataset: Dataset, end: int) -> bool:
+    """Whether bytes are missing after the last element, or left over: pydicom takes what is there."""
+    tags = sorted(dataset.keys())
+    last: object = dataset.get_item(tags[-1]) if tags else None
+    if not isinstance(last, RawDataElement) or last.length == UNDEFINED_LENGTH:
+        return False
+    return last.value_tell + last.length != end
+
+
+def _inflate_head(stream: BinaryIO, limits: Limits) -> Header:
+    """Parse the first part of a deflated data set (PS3.5 A.5), enough for any header."""
+    head, complete = _inflate(stream.read(limits.max_header_bytes // 8), limits.max_header_bytes)
+    try:
+        header = _parse_body(io.BytesIO(head), DeflatedExplicitVRLittleEndian)
+    except IngestError as error:
+        if error.reason is Reason.TRUNCATED_DATASET and len(head) >= limits.max_header_bytes:
+            raise _too_long(limits.max_header_bytes) from error
+        raise
+    if not header.has_pixel_data and not complete:
+        raise _too_long(len(head))
+    return header
+
+
+def _inflate_all(body: memoryview, limits: Limits) -> memoryview:
+    """Inflate to the size that the header declares, and a little more for what follows the pixels."""
+    header = _inflate_head(io.BytesIO(body), limits)
+    limit = min(_declared_bytes(header.dataset), limits.max_voxels) + limits.max_header_bytes
+    inflated, complete = _inflate(bytes(body), limit)
+    if not complete and len(inflated) >= limit:
+        raise _too_long(limit)
+    if not complete:
+        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set ends before its end mark.")
+    return memoryview(inflated)
+
+
+def _declared_bytes(dataset: Dataset) -> int:
+    edges = [integer(dataset, name) or 1 for name in ("NumberOfFrames", "Rows", "Columns", "BitsAllocated")]
+    return max(0, math.prod(edges)) // 8
+
+
+def _inflate(compressed: bytes, limit: int) -> tuple[bytes, bool]:
+    """Raw deflate (RFC 1951) up to `limit` bytes, and whether the end mark was reached."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        return inflater.decompress(compressed, limit), inflater.eof
+    except zlib.error as error:
+        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set is damaged.") from error
+
+
+def _too_long(limit: int) -> IngestError:
+    return IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"the deflated data set inflates to over {limit} bytes.")

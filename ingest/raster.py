@@ -1,0 +1,108 @@
+"""Is it a raster? B-scans as lines in space, recognised from their positions and orientations, not by name."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from ingest.errors import IngestError
+from ingest.fields import groups, numbers
+from manifests.reasons import Reason
+
+PARALLEL_TOLERANCE_DEGREES: Final = 2.0
+"""Neighbouring lines of a radial scan of 27 turn by 6.7 degrees; eye tracking turns a raster by less than one."""
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One B-scan: the middle of its fast axis, that axis's unit direction, and the slow axis's unit normal.
+
+    Units are mm for planes and localizer pixels for frame locations; `direction` and `normal` are None when the
+    header gives no orientation.
+    """
+
+    middle: Vector
+    direction: Vector | None
+    normal: Vector | None
+    length: float = 0.0
+
+
+def plane_lines(dataset: Dataset, num_frames: int) -> list[Line] | None:
+    """Lines from PlanePositionSequence and PlaneOrientationSequence; None unless every frame has a position."""
+    orientations = _per_frame(dataset, num_frames, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    positions = _per_frame(dataset, num_frames, "PlanePositionSequence", "ImagePositionPatient", 3)
+    if all(orientation is not None for orientation in orientations):
+        check_parallel([_plane(np.zeros(3), orientation) for orientation in orientations])
+    if any(position is None for position in positions):
+        return None
+    pairs = zip(positions, orientations, strict=True)
+    return [_plane(position, orientation) for position, orientation in pairs if position is not None]
+
+
+def _plane(position: Vector, orientation: Vector | None) -> Line:
+    if orientation is None or not np.any(orientation):
+        return Line(middle=position, direction=None, normal=None)
+    across, down = _unit(orientation[:3]), _unit(orientation[3:])
+    return Line(middle=position, direction=across, normal=_unit(np.cross(across, down)))
+
+
+def frame_lines(dataset: Dataset, num_frames: int) -> list[Line] | None:
+    """Lines from OphthalmicFrameLocationSequence: (row, column) of start and end on the localizer image.
+
+    Raises:
+        IngestError: NOT_RASTER when a B-scan has more than two points (a circle or a curve), or no length.
+    """
+    found = _per_frame(dataset, num_frames, "OphthalmicFrameLocationSequence", "ReferenceCoordinates", None)
+    lines = []
+    for points in found:
+        if points is None:
+            return None
+        if len(points) != 4:
+            raise IngestError(Reason.NOT_RASTER, f"a B-scan has {len(points) // 2} points on the localizer, not two.")
+        start, stop = points[:2], points[2:]
+        length = float(np.linalg.norm(stop - start))
+        if length == 0:
+            raise IngestError(Reason.NOT_RASTER, "a B-scan ends on the localizer where it starts: a circle.")
+        direction = (stop - start) / length
+        normal = np.array([direction[1], -direction[0]])
+        lines.append(Line(middle=(start + stop) / 2, direction=direction, normal=normal, length=length))
+    return lines
+
+
+def check_parallel(lines: list[Line] | None) -> None:
+    """All B-scans run in one direction.
+
+    Raises:
+        IngestError: NOT_RASTER for a radial or circular scan.
+    """
+    directions = [line.direction for line in lines or () if line.direction is not None]
+    if not directions:
+        return
+    cosines = np.clip(np.array(directions) @ directions[0], -1.0, 1.0)
+    turn = float(np.degrees(np.arccos(cosines)).max())
+    if turn > PARALLEL_TOLERANCE_DEGREES:
+        raise IngestError(Reason.NOT_RASTER, f"B-scans turn by up to {turn:.0f} degrees: a radial or circular scan.")
+
+
+def _per_frame(dataset: Dataset, num_frames: int, macro: str, keyword: str, count: int | None) -> list[Vector | None]:
+    """Per-frame values, a shared one filling in; None where absent, empty or not `count` finite numbers."""
+    found: list[Vector | None] = [None] * num_frames
+    for _, frame, item in groups(dataset, macro):
+        values = numbers(item, keyword)
+        if not values or (count is not None and len(values) != count) or not np.all(np.isfinite(values)):
+            continue
+        vector = np.array(values, dtype=np.float64)
+        if frame is None:
+            found = [vector if known is None else known for known in found]
+        elif frame < num_frames:
+            found[frame] = vector
+    return found
+
+
+def _unit(vector: Vector) -> Vector:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector

@@ -1,0 +1,220 @@
+"""Spacing per frame and the positions of the B-scans, from whichever source the header has. There is no default.
+
+Sources of pixel spacing: per-frame, shared, top level, manifest row. Sources of B-scan positions: plane positions,
+ophthalmic frame locations, a device correction, SpacingBetweenSlices, SliceThickness, manifest row (DESIGN section 5;
+DICOM PS3.3 C.7.6.16.2.1, C.7.6.16.2.3, C.8.17.10).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from ingest.errors import IngestError
+from ingest.fields import first_item, groups, integer, items, numbers
+from ingest.raster import Line, check_parallel, frame_lines, plane_lines
+from ingest.record import Identity, ScanGeometry
+from manifests.plan import ManifestRow
+from manifests.reasons import Reason
+from shards.schema import Spacing
+
+AXIAL_LIMITS_MM: Final = (0.0005, 0.05)
+"""From under the finest optical sampling to a reduced phantom's: no OCT samples tissue outside of it."""
+LATERAL_LIMITS_MM: Final = (0.001, 0.2)
+"""A 12 mm line of 64 A-scans has 0.19 mm; the finest protocol has 0.006 mm."""
+BSCAN_LIMITS_MM: Final = (0.002, 1.0)
+"""Nine millimetres in eight B-scans is a step of 1.1 mm: more is not a volume."""
+
+FRAME_TOLERANCE: Final = 0.01
+"""Frames of one raster share their spacing; DS text of 16 characters rounds far below a percent."""
+REPEAT_SHARE: Final = 0.1
+"""Two B-scans closer than a tenth of the usual step are the same position."""
+GAP_STEPS: Final = 3.0
+"""A gap over three steps loses more than the resampler may invent (DESIGN section 5)."""
+
+Floats = npt.NDArray[np.float64]
+PixelSpacing = tuple[float, float]
+
+
+def scan_geometry(dataset: Dataset, num_frames: int, identity: Identity, manifest: ManifestRow | None) -> ScanGeometry:
+    """Positions and spacing of a raster scan.
+
+    Raises:
+        IngestError: SPACING_MISSING, SPACING_INVALID, SPACING_INCONSISTENT, NOT_RASTER, POSITIONS_NONMONOTONE,
+            or NFRAMES_MISMATCH when the functional groups are not as many as the frames.
+    """
+    num_groups = len(items(dataset, "PerFrameFunctionalGroupsSequence"))
+    if num_groups not in {0, num_frames}:
+        raise IngestError(Reason.NFRAMES_MISMATCH, f"{num_groups} per-frame groups for {num_frames} frames.")
+    source, spacings = _pixel_spacing(dataset, num_frames, manifest)
+    for axis, limits, name in ((0, AXIAL_LIMITS_MM, "axial"), (1, LATERAL_LIMITS_MM, "lateral")):
+        _check_limits(spacings[:, axis], limits, name)
+    planes, locations = plane_lines(dataset, num_frames), frame_lines(dataset, num_frames)
+    check_parallel(planes)
+    check_parallel(locations)
+    _check_equal(spacings)
+    axial, lateral = (float(value) for value in np.median(spacings, axis=0))
+    columns = integer(dataset, "Columns") or 0
+    positions, bscan_source = _positions(planes, locations, (columns, lateral))
+    if positions is None:
+        step, bscan_source = _step(dataset, num_frames, identity, (columns, lateral), manifest)
+        positions = _stack_order(dataset, num_frames) * step
+    return _ordered(positions, spacings, (axial, lateral), f"pixels={source};bscans={bscan_source}")
+
+
+def _pixel_spacing(dataset: Dataset, num_frames: int, manifest: ManifestRow | None) -> tuple[str, Floats]:
+    """Pixel spacing in mm `[frame, (axial, lateral)]`, and where it was found."""
+    per_frame, shared = {}, None
+    for where, frame, item in groups(dataset, "PixelMeasuresSequence"):
+        pair = _pair(numbers(item, "PixelSpacing"))
+        if pair and where == "perframe" and frame is not None:
+            per_frame[frame] = pair
+        elif pair:
+            shared = pair
+    single = shared or _pair(numbers(dataset, "PixelSpacing")) or _manifest_pair(manifest)
+    name = "perframe" if per_frame else "shared" if shared else "top" if "PixelSpacing" in dataset else "manifest"
+    found = [per_frame.get(frame, single) for frame in range(num_frames)]
+    if any(pair is None for pair in found):
+        raise IngestError(Reason.SPACING_MISSING, "no source gives PixelSpacing for every frame.")
+    values = np.array(found, dtype=np.float64)
+    if shared and per_frame:
+        _check_equal(np.vstack([values, [shared]]))
+    return name, values
+
+
+def _pair(values: tuple[float, ...] | None) -> PixelSpacing | None:
+    if values is None:
+        return None
+    if len(values) != 2:
+        raise IngestError(Reason.SPACING_INVALID, f"PixelSpacing has {len(values)} values instead of two.")
+    return values[0], values[1]
+
+
+def _manifest_pair(manifest: ManifestRow | None) -> PixelSpacing | None:
+    """`[0.003872, 0.01206]`; `Varies by frame` and other words are no spacing."""
+    found = re.findall(r"\d+\.?\d*(?:[eE]-?\d+)?", (manifest and manifest.pixel_spacing) or "")
+    return (float(found[0]), float(found[1])) if len(found) == 2 else None
+
+
+def _check_limits(values: Floats, limits: tuple[float, float], name: str) -> None:
+    if not np.all(np.isfinite(values)) or not np.all((values >= limits[0]) & (values <= limits[1])):
+        worst = values[~((values >= limits[0]) & (values <= limits[1]))][0]
+        raise IngestError(
+            Reason.SPACING_INVALID, f"{name} spacing {worst:g} mm is not within {limits[0]:g} to {limits[1]:g} mm."
+        )
+
+
+def _check_equal(values: Floats) -> None:
+    """Frames and sources agree within `FRAME_TOLERANCE`."""
+    spread = values.max(axis=0) / values.min(axis=0) - 1
+    if np.any(spread > FRAME_TOLERANCE):
+        raise IngestError(Reason.SPACING_INCONSISTENT, f"PixelSpacing varies by {100 * spread.max():.1f}%.")
+
+
+def _positions(
+    planes: list[Line] | None, locations: list[Line] | None, width: tuple[int, float]
+) -> tuple[Floats | None, str]:
+    """Signed distance of each stored frame along the slow axis, mm; None when no source has positions."""
+    if planes:
+        along = _along_normal(planes)
+        if np.ptp(along) > 0:
+            return along, "plane_positions"
+    if locations:
+        # Localizer pixels: the B-scan's own length, columns x lateral spacing, is the scale (AI-READI has no other).
+        length = float(np.median([line.length for line in locations]))
+        along = _along_normal(locations) * (width[0] * width[1] / length if length else 0.0)
+        if np.ptp(along) > 0:
+            return along, "frame_locations"
+    return None, ""
+
+
+def _along_normal(lines: list[Line]) -> Floats:
+    """Project middles on the normal whose largest component is positive, so that the order is reproducible."""
+    normal = lines[0].normal
+    if normal is None:
+        middles = np.array([line.middle for line in lines])
+        normal = middles[np.argmax(np.linalg.norm(middles - middles[0], axis=1))] - middles[0]
+        normal = normal / (np.linalg.norm(normal) or 1.0)
+    normal = normal * np.sign(normal[np.argmax(np.abs(normal))])
+    return np.array([float(line.middle @ normal) for line in lines])
+
+
+def _step(
+    dataset: Dataset, num_frames: int, identity: Identity, width: tuple[int, float], manifest: ManifestRow | None
+) -> tuple[float, str]:
+    """The B-scan step in mm when no frame has a position, by precedence."""
+    sources: Iterable[tuple[str, Callable[[], float | None]]] = (
+        ("cirrus_field_of_view", lambda: _cirrus_step(identity, num_frames, width)),
+        ("spacing_between_slices", lambda: _measure(dataset, "SpacingBetweenSlices")),
+        ("slice_thickness", lambda: _measure(dataset, "SliceThickness")),
+        ("manifest", lambda: _manifest_step(manifest)),
+    )
+    for name, read in sources:
+        step = read()
+        if step is not None:
+            _check_limits(np.array([step]), BSCAN_LIMITS_MM, "B-scan")
+            return step, name
+    raise IngestError(Reason.SPACING_MISSING, "no source gives the distance between B-scans.")
+
+
+def _cirrus_step(identity: Identity, num_frames: int, width: tuple[int, float]) -> float | None:
+    """Cirrus cubes are square, and their SliceThickness repeats the lateral PixelSpacing (AI-READI)."""
+    return width[0] * width[1] / num_frames if identity.device == "zeiss_cirrus" else None
+
+
+def _measure(dataset: Dataset, keyword: str) -> float | None:
+    holders = [item for _, _, item in groups(dataset, "PixelMeasuresSequence")] + [dataset]
+    found = [values[0] for holder in holders if (values := numbers(holder, keyword))]
+    if found and not np.allclose(found, found[0], rtol=FRAME_TOLERANCE, equal_nan=True):
+        raise IngestError(Reason.SPACING_INCONSISTENT, f"{keyword} varies between frames.")
+    return found[0] if found else None
+
+
+def _manifest_step(manifest: ManifestRow | None) -> float | None:
+    try:
+        return float((manifest and manifest.slice_thickness) or "")
+    except ValueError:
+        return None
+
+
+def _stack_order(dataset: Dataset, num_frames: int) -> Floats:
+    """Rank of each stored frame by InStackPositionNumber if that is a numbering, else as stored."""
+    numbers_found = [
+        integer(item, "InStackPositionNumber")
+        for group in items(dataset, "PerFrameFunctionalGroupsSequence")
+        if (item := first_item(group, "FrameContentSequence")) is not None
+    ]
+    ranks = [number for number in numbers_found if number is not None]
+    if len(set(ranks)) == num_frames:
+        return np.argsort(np.argsort(ranks)).astype(np.float64)
+    return np.arange(num_frames, dtype=np.float64)
+
+
+def _ordered(along: Floats, spacings: Floats, pixel: PixelSpacing, source: str) -> ScanGeometry:
+    order = np.argsort(along, kind="stable")
+    positions = along[order] - along[order[0]]
+    gaps = np.diff(positions)
+    median = float(np.median(gaps))
+    _check_limits(np.array([median]), BSCAN_LIMITS_MM, "B-scan")
+    if gaps.min() < REPEAT_SHARE * median:
+        raise IngestError(Reason.POSITIONS_NONMONOTONE, f"B-scan positions repeat: a step of {gaps.min():.4g} mm.")
+    if gaps.max() > GAP_STEPS * median:
+        raise IngestError(Reason.POSITIONS_NONMONOTONE, f"a gap of {gaps.max() / median:.1f} steps between B-scans.")
+    uniform = gaps.max() - gaps.min() <= FRAME_TOLERANCE * median
+    step = float(positions[-1] / len(gaps)) if uniform else median
+    low, high = spacings.min(axis=0), spacings.max(axis=0)
+    return ScanGeometry(
+        order=tuple(int(index) for index in order),
+        positions_mm=tuple(round(float(position), 9) for position in positions),
+        spacing_mm=(step, *pixel),
+        spacing_min_mm=_spacing(gaps.min(), low),
+        spacing_max_mm=_spacing(gaps.max(), high),
+        source=source,
+    )
+
+
+def _spacing(step: float, pixel: Floats) -> Spacing:
+    return round(float(step), 9), float(pixel[0]), float(pixel[1])

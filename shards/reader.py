@@ -1,0 +1,306 @@
+"""Opening a dataset and reading its samples, from a path or from any address that fsspec knows.
+
+Nothing here needs torch; `shards.loader` puts a torch `IterableDataset` on top.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from shards.codec import decode_meta, decode_volume, sample_sha256
+from shards.errors import (
+    DatasetCorruptError,
+    DatasetIncompleteError,
+    DatasetNotFoundError,
+    DatasetUnreadableError,
+    SchemaError,
+    UnknownKeyError,
+    UnknownSelectionError,
+)
+from shards.schema import DEVICES, SCHEMA_VERSION, SPLITS, Sample, SampleMeta, SampleRow, ShardRow
+from shards.tables import parse_rows
+
+INFO_FILE: Final = "dataset.json"
+SUCCESS_FILE: Final = "_SUCCESS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A committed dataset, or a selection of its samples. `info` is `dataset.json`; samples are in key order."""
+
+    url: str
+    info: Mapping[str, Any] = field(repr=False)
+    samples: tuple[SampleRow, ...] = field(repr=False)
+    shards: tuple[ShardRow, ...] = field(repr=False)
+
+    def select(
+        self,
+        *,
+        splits: Collection[str] | None = None,
+        devices: Collection[str] | None = None,
+        protocols: Collection[str] | None = None,
+        regions: Collection[str] | None = None,
+    ) -> Self:
+        """The samples whose column is among the values asked for (None: all), and the shards that hold them.
+
+        Raises:
+            UnknownSelectionError: if a value can match nothing, which is usually a misspelling.
+        """
+        wanted: dict[str, Collection[str] | None] = {
+            "split": splits,
+            "device": devices,
+            "protocol": protocols,
+            "anatomic_region": regions,
+        }
+        samples = self.samples
+        for column, values in wanted.items():
+            if values is not None:
+                self._check_values(column, values)
+                samples = tuple(row for row in samples if getattr(row, column) in values)
+        kept = {row.shard for row in samples}
+        return replace(self, samples=samples, shards=tuple(row for row in self.shards if row.shard in kept))
+
+    def _check_values(self, column: str, values: Collection[str]) -> None:
+        if isinstance(values, str):
+            raise UnknownSelectionError(f"{column}: expected a list of names, not the single string {values!r}.")
+        by_schema: dict[str, tuple[str, ...]] = {"split": SPLITS, "device": DEVICES}
+        known = by_schema.get(column) or tuple(sorted({getattr(row, column) for row in self.samples}))
+        for value in values:
+            if value not in known:
+                raise UnknownSelectionError(f"no sample has {column} {value!r}; there is {', '.join(known) or 'none'}.")
+
+    def find(self, key: str) -> SampleRow:
+        """The row of a sample.
+
+        Raises:
+            UnknownKeyError: with the nearest keys, if there is no such sample.
+        """
+        rows = {row.key: row for row in self.samples}
+        if key not in rows:
+            near = difflib.get_close_matches(key, rows, n=3, cutoff=0.0)
+            raise UnknownKeyError(
+                f"{self.url} has no sample {key!r}; the nearest keys are {', '.join(near) or 'none'}."
+            )
+        return rows[key]
+
+
+def open_dataset(url: str | os.PathLike[str]) -> Dataset:
+    """Read the manifests of a committed dataset; no shard is touched.
+
+    Raises:
+        DatasetNotFoundError: if there is nothing at `url`.
+        DatasetIncompleteError: without a `_SUCCESS` that holds the sha256 of `dataset.json`, or if a manifest
+            is missing or not the one that was committed.
+        SchemaError: if the dataset is of a schema version that this code does not read.
+    """
+    address = os.fspath(url).rstrip("/")
+    fs, root = url_to_fs(address)
+    info = _read_info(fs, root, address)
+    manifests = {name: _read_manifest(fs, root, name, sha256) for name, sha256 in info["manifests"].items()}
+    samples = parse_rows("samples.csv", manifests["samples.csv"], SampleRow)
+    shards = parse_rows("shards.csv", manifests["shards.csv"], ShardRow)
+    return Dataset(
+        url=address,
+        info=info,
+        samples=tuple(sorted(samples, key=lambda row: row.key)),
+        shards=tuple(sorted(shards, key=lambda row: row.shard)),
+    )
+
+
+def _read_info(fs: AbstractFileSystem, root: str, address: str) -> Mapping[str, Any]:
+    success = read_file(fs, f"{root}/{SUCCESS_FILE}")
+    if success is None and not fs.exists(root):
+        raise DatasetNotFoundError(f"there is no dataset at {address}.")
+    body = read_file(fs, f"{root}/{INFO_FILE}")
+    if success is None or body is None:
+        missing = SUCCESS_FILE if success is None else INFO_FILE
+        raise DatasetIncompleteError(
+            f"{address} has no {missing}: it was not finished; run the same `fovea ingest` again to finish it."
+        )
+    if success.strip() != hashlib.sha256(body).hexdigest().encode():
+        raise _changed(address, INFO_FILE)
+    return parse_info(address, body)
+
+
+def parse_info(address: str, body: bytes) -> Mapping[str, Any]:
+    """`dataset.json`, as far as every reader relies on it.
+
+    Raises:
+        SchemaError: if it is not JSON, of an unknown schema version, or lists too few manifests.
+    """
+    try:
+        info = json.loads(body)
+    except ValueError as error:
+        raise SchemaError(f"{address}: dataset.json is not JSON: {error}.") from error
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if version != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{address} has schema version {version!r}, this code reads {SCHEMA_VERSION}; "
+            "use the fovea-oct that wrote it, or ingest again."
+        )
+    manifests = info.get("manifests")
+    if not isinstance(manifests, dict) or not {"samples.csv", "shards.csv"} <= set(manifests):
+        raise SchemaError(f"{address}: dataset.json must list the manifests samples.csv and shards.csv.")
+    return dict(info)
+
+
+def _read_manifest(fs: AbstractFileSystem, root: str, name: str, sha256: str) -> bytes:
+    data = read_file(fs, f"{root}/manifests/{name}")
+    if data is None or hashlib.sha256(data).hexdigest() != sha256:
+        raise _changed(root, f"manifests/{name}")
+    return data
+
+
+def _changed(address: str, file: str) -> DatasetIncompleteError:
+    return DatasetIncompleteError(
+        f"{address}: {file} is not the one that was committed; `fovea verify {address}` lists what changed."
+    )
+
+
+def read_file(fs: AbstractFileSystem, path: str) -> bytes | None:
+    """The whole file, None if there is none.
+
+    Raises:
+        DatasetUnreadableError: if the file system refuses.
+    """
+    try:
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DatasetUnreadableError:
+    return DatasetUnreadableError(f"{path} cannot be read ({error}); check permissions, credentials and the network.")
+
+
+def read_sample(dataset: Dataset, row: SampleRow, *, check: bool = False) -> Sample:
+    """Read one sample with a single ranged read of its two members. The volume owns its memory, and is writable.
+
+    Args:
+        dataset: where the shard lies.
+        row: the sample.
+        check: also compare the sha256 of the sample, which takes several times as long as reading it.
+
+    Raises:
+        DatasetCorruptError: naming shard and key, if the bytes are not those of the sample.
+    """
+    start = min(row.meta_offset, row.volume_offset)
+    stop = max(row.meta_offset + row.meta_bytes, row.volume_offset + row.volume_bytes)
+    span = _read_range(dataset, row, start, stop - start)
+    meta_payload = span[row.meta_offset - start :][: row.meta_bytes]
+    volume_payload = span[row.volume_offset - start :][: row.volume_bytes]
+    if check and sample_sha256(volume_payload, meta_payload) != row.sha256:
+        raise _corrupt(dataset, row, "its sha256 is not the committed one")
+    try:
+        return Sample(meta=_decode_meta(row, meta_payload), volume=decode_volume(volume_payload))
+    except SchemaError as error:
+        raise _corrupt(dataset, row, str(error)) from error
+
+
+def read_meta(dataset: Dataset, row: SampleRow) -> SampleMeta:
+    """Read the metadata of one sample without its voxels.
+
+    Raises:
+        DatasetCorruptError: naming shard and key, if the bytes are not those of the sample.
+    """
+    try:
+        return _decode_meta(row, _read_range(dataset, row, row.meta_offset, row.meta_bytes))
+    except SchemaError as error:
+        raise _corrupt(dataset, row, str(error)) from error
+
+
+def _decode_meta(row: SampleRow, payload: memoryview) -> SampleMeta:
+    meta = decode_meta(payload)
+    if meta.key != row.key:
+        raise SchemaError(f"the metadata there is of sample {meta.key!r}.")
+    return meta
+
+
+def _read_range(dataset: Dataset, row: SampleRow, start: int, size: int) -> memoryview:
+    """Bytes `[start, start + size)` of the shard, in memory of their own."""
+    fs, root = url_to_fs(dataset.url)
+    path = f"{root}/shards/{row.shard}"
+    try:
+        data = _read_local(fs, path, start, size) if isinstance(fs, LocalFileSystem) else _get(fs, path, start, size)
+    except FileNotFoundError as error:
+        raise _corrupt(dataset, row, "the shard is missing") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(data) != size:
+        raise _corrupt(dataset, row, f"the shard ends {size - len(data)} bytes too early")
+    return data.data
+
+
+def _read_local(fs: AbstractFileSystem, path: str, start: int, size: int) -> npt.NDArray[np.uint8]:
+    """Read straight into the sample's memory; opening the file each time costs 20 us of 2 ms, so nothing is cached."""
+    data = np.empty(size, np.uint8)
+    with fs.open(path, "rb") as file:
+        file.seek(start)
+        return data[: file.readinto(data)]
+
+
+def _get(fs: AbstractFileSystem, path: str, start: int, size: int) -> npt.NDArray[np.uint8]:
+    """One ranged GET; copied because torch wants tensors on memory that it may write."""
+    return np.frombuffer(fs.cat_file(path, start=start, end=start + size), np.uint8).copy()
+
+
+def _corrupt(dataset: Dataset, row: SampleRow, what: str) -> DatasetCorruptError:
+    return DatasetCorruptError(
+        f"{row.shard}: sample {row.key}: {what.rstrip('.')}; `fovea verify {dataset.url}` lists what changed."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Which samples a reader gets, and in what order.
+
+    All readers of a run share `seed` and `epoch`; together they read every sample exactly once an epoch.
+    Ranks, and the workers of a rank, may differ by one sample.
+    """
+
+    seed: int
+    epoch: int = 0
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    num_workers: int = 1
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and 0 <= self.worker < self.num_workers):
+            raise UnknownSelectionError(
+                f"rank {self.rank} of {self.world_size} with worker {self.worker} of {self.num_workers} does not exist."
+            )
+
+
+def order_rows(rows: Sequence[SampleRow], order: Order) -> tuple[SampleRow, ...]:
+    """The rows of one reader, in order.
+
+    Shuffled, rows are sorted by sha256 of `seed:epoch:key`: the order needs no generator whose stream may change
+    with the version of numpy, and does not depend on the order of `rows` or on how many there are. Then rank r
+    takes every `world_size`-th from r, and worker w of these every `num_workers`-th from w.
+    """
+    ordered = sorted(rows, key=lambda row: _place(row, order)) if order.shuffle else list(rows)
+    return tuple(ordered[order.rank :: order.world_size][order.worker :: order.num_workers])
+
+
+def _place(row: SampleRow, order: Order) -> bytes:
+    return hashlib.sha256(f"{order.seed}:{order.epoch}:{row.key}".encode()).digest()
+
+
+def iterate(dataset: Dataset, order: Order) -> Iterator[Sample]:
+    """Read the samples of one reader, in order."""
+    for row in order_rows(dataset.samples, order):
+        yield read_sample(dataset, row)

@@ -1,0 +1,302 @@
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import (
+    DatasetCorruptError,
+    DatasetIncompleteError,
+    DatasetNotFoundError,
+    DatasetUnreadableError,
+    SchemaError,
+    UnknownKeyError,
+    UnknownSelectionError,
+)
+from shards.reader import Order, iterate, open_dataset, order_rows, read_meta, read_sample
+from shards.schema import SampleRow
+from shards.tables import parse_rows
+
+SMALL = (8, 32, 32)
+
+
+@pytest.fixture
+def samples(make_sample):
+    return [make_sample(number, SMALL) for number in range(8)]
+
+
+@pytest.fixture
+def dataset_url(make_dataset, samples, tmp_path):
+    return make_dataset(tmp_path / "dataset", samples)
+
+
+def flip_byte(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def recommit_info(url, **changes):
+    """Change dataset.json and make `_SUCCESS` agree, as a writer of that dataset would have."""
+    info = Path(url) / "dataset.json"
+    body = json.dumps({**json.loads(info.read_bytes()), **changes}).encode()
+    info.write_bytes(body)
+    (Path(url) / "_SUCCESS").write_text(hashlib.sha256(body).hexdigest() + "\n")
+
+
+def test_samples_come_back_as_written(dataset_url, samples):
+    dataset = open_dataset(dataset_url)
+    assert [row.key for row in dataset.samples] == sorted(sample.key for sample in samples)
+    for sample in samples:
+        row = dataset.find(sample.key)
+        read = read_sample(dataset, row, check=True)
+        assert read.meta == sample.meta == read_meta(dataset, row)
+        np.testing.assert_array_equal(read.volume, sample.volume)
+        assert read.volume.flags.writeable, "torch.from_numpy warns about memory that it may not write"
+
+
+def test_rows_are_typed(dataset_url):
+    row = open_dataset(dataset_url).samples[0]
+    assert (type(row.age), type(row.content_tokens), type(row.spacing_h_mm)) == (float, int, float)
+
+
+def test_a_path_object_and_a_trailing_slash_are_addresses_too(dataset_url):
+    assert open_dataset(Path(dataset_url)).samples == open_dataset(dataset_url + "/").samples
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DatasetNotFoundError, match="there is no dataset at") as caught:
+        open_dataset(tmp_path / "absent")
+    assert caught.value.exit_code == 2
+
+
+def test_training_refuses_a_dataset_without_success(dataset_url):
+    (Path(dataset_url) / "_SUCCESS").unlink()
+    with pytest.raises(DatasetIncompleteError, match="was not finished; run the same `fovea ingest` again"):
+        open_dataset(dataset_url)
+
+
+def test_a_dataset_without_its_description_is_refused(dataset_url):
+    (Path(dataset_url) / "dataset.json").unlink()
+    with pytest.raises(DatasetIncompleteError, match=r"has no dataset\.json"):
+        open_dataset(dataset_url)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "manifests/samples.csv", "manifests/sources.parquet"])
+def test_a_changed_file_is_named(dataset_url, name):
+    flip_byte(Path(dataset_url) / name, 40)
+    with pytest.raises(DatasetIncompleteError, match=f"{re.escape(name)} is not the one .* `fovea verify"):
+        open_dataset(dataset_url)
+
+
+def test_a_missing_manifest_is_named(dataset_url):
+    (Path(dataset_url) / "manifests/shards.csv").unlink()
+    with pytest.raises(DatasetIncompleteError, match=r"manifests/shards\.csv"):
+        open_dataset(dataset_url)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"schema_version": 7}, "schema version 7, this code reads 1; use the fovea-oct that wrote it"),
+        ({"manifests": {}}, r"must list the manifests samples\.csv"),
+        ({"manifests": []}, r"must list the manifests samples\.csv"),
+    ],
+)
+def test_a_dataset_of_another_schema_is_refused(dataset_url, changes, sentence):
+    recommit_info(dataset_url, **changes)
+    with pytest.raises(SchemaError, match=sentence):
+        open_dataset(dataset_url)
+
+
+def test_a_place_that_refuses_is_named(dataset_url, refusing):
+    with pytest.raises(DatasetUnreadableError, match=r"_SUCCESS cannot be read .*check permissions"):
+        open_dataset(refusing(dataset_url, "_SUCCESS"))
+
+
+def test_a_shard_that_refuses_is_named(dataset_url, refusing):
+    dataset = open_dataset(refusing(dataset_url, ".tar"))
+    row = dataset.samples[0]
+    for read in (read_sample, read_meta):
+        with pytest.raises(DatasetUnreadableError, match=f"{row.shard} cannot be read"):
+            read(dataset, row)
+
+
+def test_object_stores_are_read_like_disks(dataset_url):
+    memory = fsspec.filesystem("memory")
+    memory.put(dataset_url, "/bucket/dataset", recursive=True)
+    try:
+        remote, local = open_dataset("memory://bucket/dataset"), open_dataset(dataset_url)
+        assert remote.samples == local.samples
+        for row in local.samples:
+            ours, theirs = read_sample(local, row), read_sample(remote, row, check=True)
+            assert ours.meta == theirs.meta
+            np.testing.assert_array_equal(ours.volume, theirs.volume)
+            assert theirs.volume.flags.writeable
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("member", ["meta", "volume"])
+def test_a_changed_byte_of_a_sample_is_noticed_and_named(dataset_url, member):
+    dataset = open_dataset(dataset_url)
+    row = dataset.samples[3]
+    offset, size = getattr(row, f"{member}_offset"), getattr(row, f"{member}_bytes")
+    flip_byte(Path(dataset_url) / "shards" / row.shard, offset + size - 2)
+    with pytest.raises(DatasetCorruptError, match=f"{row.shard}: sample {row.key}: its sha256"):
+        read_sample(dataset, row, check=True)
+
+
+def test_a_changed_header_is_noticed_without_checking(dataset_url):
+    dataset = open_dataset(dataset_url)
+    row = dataset.samples[0]
+    flip_byte(Path(dataset_url) / "shards" / row.shard, row.volume_offset)
+    with pytest.raises(DatasetCorruptError, match=f"{row.shard}: sample {row.key}: volume.npy must be"):
+        read_sample(dataset, row)
+
+
+def test_metadata_of_another_sample_is_noticed(dataset_url):
+    dataset = open_dataset(dataset_url)
+    row = replace(dataset.samples[0], key=dataset.samples[1].key)
+    for read in (read_sample, read_meta):
+        with pytest.raises(DatasetCorruptError, match="the metadata there is of sample"):
+            read(dataset, row)
+
+
+def test_a_truncated_shard_is_noticed(dataset_url):
+    dataset = open_dataset(dataset_url)
+    row = dataset.samples[0]
+    path = Path(dataset_url) / "shards" / row.shard
+    path.write_bytes(path.read_bytes()[: row.volume_offset + 100])
+    with pytest.raises(DatasetCorruptError, match=f"the shard ends {row.volume_bytes - 100} bytes too early"):
+        read_sample(dataset, row)
+
+
+def test_a_missing_shard_is_named(dataset_url):
+    dataset = open_dataset(dataset_url)
+    shutil.rmtree(Path(dataset_url) / "shards")
+    with pytest.raises(DatasetCorruptError, match=f"{dataset.samples[0].shard}.*the shard is missing"):
+        read_sample(dataset, dataset.samples[0])
+
+
+def test_selections(dataset_url):
+    dataset = open_dataset(dataset_url)
+    chosen = dataset.select(splits=["train"], devices=["topcon_triton", "zeiss_cirrus"], regions=["Optic Disc"])
+    assert {(row.split, row.device) for row in chosen.samples} == {
+        ("train", "topcon_triton"),
+        ("train", "zeiss_cirrus"),
+    }
+    assert {row.shard for row in chosen.samples} == {row.shard for row in chosen.shards}
+    assert dataset.select(protocols=["cirrus_disc_oct"]).samples == dataset.select(devices=["zeiss_cirrus"]).samples
+    assert dataset.select().samples == dataset.samples
+    assert chosen.select(splits=["test"]).samples == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"splits": ["valid"]}, "no sample has split 'valid'; there is train, val, test"),
+        ({"devices": ["triton"]}, "no sample has device 'triton'; there is heidelberg_spectralis"),
+        ({"protocols": ["mac"]}, "no sample has protocol 'mac'; there is cirrus_disc_oct"),
+        ({"splits": "train"}, "expected a list of names"),
+    ],
+)
+def test_a_misspelt_selection_is_an_error_not_an_empty_dataset(dataset_url, wanted, sentence):
+    with pytest.raises(UnknownSelectionError, match=sentence):
+        open_dataset(dataset_url).select(**wanted)
+
+
+def test_an_unknown_key_names_the_nearest(dataset_url):
+    dataset = open_dataset(dataset_url)
+    key = dataset.samples[2].key
+    with pytest.raises(UnknownKeyError, match=f"the nearest keys are .*{key}") as caught:
+        dataset.find(key[:-1] + "z")
+    assert caught.value.exit_code == 2
+
+
+def rows_of(num_rows):
+    fields = dict.fromkeys(SampleRow.__dataclass_fields__, 0)
+    return tuple(SampleRow(**{**fields, "key": f"key-{index:04d}"}) for index in range(num_rows))
+
+
+@given(
+    num_rows=st.integers(0, 60),
+    seed=st.integers(0, 2**63),
+    epoch=st.integers(0, 1000),
+    world_size=st.integers(1, 5),
+    num_workers=st.integers(1, 4),
+    shuffle=st.booleans(),
+)
+@settings(max_examples=60)
+def test_ranks_and_workers_share_out_every_sample_once(num_rows, seed, epoch, world_size, num_workers, shuffle):
+    rows = rows_of(num_rows)
+    readers = [
+        Order(
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            worker=worker,
+            num_workers=num_workers,
+            shuffle=shuffle,
+        )
+        for rank in range(world_size)
+        for worker in range(num_workers)
+    ]
+    parts = [order_rows(rows, order) for order in readers]
+    assert sorted(row.key for part in parts for row in part) == [row.key for row in rows]
+    per_rank = [sum(map(len, parts[rank * num_workers :][:num_workers])) for rank in range(world_size)]
+    assert max(per_rank) - min(per_rank) <= 1
+
+
+@given(seed=st.integers(0, 2**32), epoch=st.integers(0, 100), data=st.data())
+@settings(max_examples=30)
+def test_the_order_depends_on_seed_and_epoch_only(seed, epoch, data):
+    rows = rows_of(40)
+    order = Order(seed=seed, epoch=epoch)
+    assert order_rows(data.draw(st.permutations(rows)), order) == order_rows(rows, order)
+    assert order_rows(rows, replace(order, epoch=epoch + 1)) != order_rows(rows, order) != rows
+    assert order_rows(rows, replace(order, seed=seed + 1)) != order_rows(rows, order)
+
+
+def test_the_order_is_the_same_on_every_machine():
+    keys = [row.key for row in order_rows(rows_of(6), Order(seed=1, epoch=2))]
+    assert keys == sorted(keys, key=lambda key: hashlib.sha256(f"1:2:{key}".encode()).hexdigest())
+
+
+@pytest.mark.parametrize("part", [{"rank": 2, "world_size": 2}, {"worker": -1}, {"num_workers": 0}])
+def test_a_reader_that_does_not_exist_is_refused(part):
+    with pytest.raises(UnknownSelectionError, match="does not exist"):
+        Order(seed=0, **part)
+
+
+def test_two_runs_read_the_same_samples(dataset_url):
+    dataset = open_dataset(dataset_url)
+    order = Order(seed=5, epoch=1)
+    first, second = ([sample.key for sample in iterate(dataset, order)] for _ in range(2))
+    assert first == second == [row.key for row in order_rows(dataset.samples, order)]
+    assert sorted(first) == [row.key for row in dataset.samples] != first
+
+
+def test_a_table_with_other_columns_or_values_is_refused(dataset_url):
+    data = (Path(dataset_url) / "manifests/samples.csv").read_bytes()
+    with pytest.raises(SchemaError, match=r"samples\.csv has the columns name"):
+        parse_rows("samples.csv", data.replace(b"key,", b"name,", 1), SampleRow)
+    with pytest.raises(SchemaError, match=r"samples\.csv line 2: .*'abc'"):
+        parse_rows("samples.csv", data.replace(b",45.0,", b",abc,", 1), SampleRow)
+    with pytest.raises(SchemaError, match="line 2 has 19 cells, expected 20"):
+        parse_rows("samples.csv", data.replace(b",45.0,", b",", 1), SampleRow)
+
+
+def test_cells_made_inert_for_spreadsheets_are_read_as_they_were(make_sample, make_dataset, tmp_path):
+    sample = make_sample(0, SMALL, study_group="=healthy", clinical_site=None, age=None)
+    (row,) = open_dataset(make_dataset(tmp_path / "dataset", [sample])).samples
+    assert (row.study_group, row.clinical_site, row.age) == ("=healthy", None, None)
+    assert b",'=healthy," in (tmp_path / "dataset/manifests/samples.csv").read_bytes()
