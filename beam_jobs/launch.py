@@ -1,6 +1,7 @@
 """Starting an ingest: everything that can be refused is refused before the first file is read."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -62,6 +63,8 @@ def run_ingest(job: IngestJob, options: PipelineOptions, *, progress: bool = Fal
 
 
 def _run(job: IngestJob, options: PipelineOptions) -> dict[str, int]:
+    # Beam logs every worker's start and a traceback per bundle; the error itself arrives as an exception.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     pipeline = beam.Pipeline(options=options)
     build(pipeline, job)
     try:

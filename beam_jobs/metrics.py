@@ -1,5 +1,6 @@
 """Beam counters: files, bytes, milliseconds by stage, rejections by reason."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -29,10 +30,9 @@ def count_seconds(seconds: Mapping[str, float]) -> None:
 
 
 def read_counters(result: Any) -> dict[str, int]:
-    """Every counter of a finished run."""
-    counters = result.metrics().query()["counters"]
-    return {
-        counter.key.metric.name: int(counter.result)
-        for counter in counters
-        if counter.key.metric.namespace == NAMESPACE
-    }
+    """Every counter of a finished run; one that several steps share is their sum."""
+    totals: Counter[str] = Counter()
+    for counter in result.metrics().query()["counters"]:
+        if counter.key.metric.namespace == NAMESPACE:
+            totals[counter.key.metric.name] += int(counter.result)
+    return dict(sorted(totals.items()))

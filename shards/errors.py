@@ -17,6 +17,12 @@ class DatasetNotFoundError(ShardError):
     exit_code = 2
 
 
+class AddressError(ShardError):
+    """An address whose kind of storage is not known, or needs a package that is not installed."""
+
+    exit_code = 2
+
+
 class DatasetIncompleteError(ShardError):
     """The dataset has no valid `_SUCCESS`: it was never finished, or was changed since."""
 

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.codec import decode_meta, decode_volume, sample_sha256
 from shards.errors import (
+    AddressError,
     DatasetCorruptError,
     DatasetIncompleteError,
     DatasetNotFoundError,
@@ -98,13 +99,14 @@ def open_dataset(url: str | os.PathLike[str]) -> Dataset:
     """Read the manifests of a committed dataset; no shard is touched.
 
     Raises:
+        AddressError: if `url` is of a kind that cannot be opened here.
         DatasetNotFoundError: if there is nothing at `url`.
         DatasetIncompleteError: without a `_SUCCESS` that holds the sha256 of `dataset.json`, or if a manifest
             is missing or not the one that was committed.
         SchemaError: if the dataset is of a schema version that this code does not read.
     """
     address = os.fspath(url).rstrip("/")
-    fs, root = url_to_fs(address)
+    fs, root = locate(address)
     info = _read_info(fs, root, address)
     manifests = {name: _read_manifest(fs, root, name, sha256) for name, sha256 in info["manifests"].items()}
     samples = parse_rows("samples.csv", manifests["samples.csv"], SampleRow)
@@ -115,6 +117,19 @@ def open_dataset(url: str | os.PathLike[str]) -> Dataset:
         samples=tuple(sorted(samples, key=lambda row: row.key)),
         shards=tuple(sorted(shards, key=lambda row: row.shard)),
     )
+
+
+def locate(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path in it.
+
+    Raises:
+        AddressError: if fsspec does not know the kind of URL, or lacks the package for it.
+    """
+    try:
+        fs, root = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise AddressError(f"{address} cannot be opened: {error}.") from error
+    return fs, root
 
 
 def _read_info(fs: AbstractFileSystem, root: str, address: str) -> Mapping[str, Any]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 
 from shards.codec import sample_sha256
 from shards.errors import DatasetNotFoundError, SchemaError
-from shards.reader import INFO_FILE, SUCCESS_FILE, parse_info, read_file
+from shards.reader import INFO_FILE, SUCCESS_FILE, locate, parse_info, read_file
 from shards.schema import SampleRow, ShardRow
 from shards.tables import parse_rows
 
@@ -94,7 +93,7 @@ def verify(url: str, on_shard: Callable[[ShardRow], None] | None = None) -> Veri
         DatasetNotFoundError: if there is nothing at `url`.
         DatasetUnreadableError: if the file system refuses a manifest; an unreadable shard is a problem.
     """
-    fs, root = url_to_fs(url.rstrip("/"))
+    fs, root = locate(url.rstrip("/"))
     if not fs.exists(root):
         raise DatasetNotFoundError(f"there is no dataset at {url}.")
     folder = _Folder(fs=fs, root=root)
@@ -187,7 +186,8 @@ def _check_accounts(counts: Any, tables: _Tables) -> Iterator[Problem]:
         yield Problem(file="manifests/sources.csv", what=f"has a status other than {', '.join(STATUSES)}")
     if tables.num_rejected_rows != len(tables.sources) - by_status["accepted"]:
         yield Problem(file="manifests/rejected.csv", what="does not hold all rows of sources.csv that are not accepted")
-    accepted = Counter(row.get("key") for row in tables.sources if row.get("status") == "accepted")
+    # An accepted ZIP has a row of its own, without a key: its members are what becomes samples.
+    accepted = Counter(row["key"] for row in tables.sources if row.get("status") == "accepted" and row.get("key"))
     if accepted != Counter(row.key for row in tables.samples):
         yield Problem(file="manifests/samples.csv", what="does not hold exactly the accepted files of sources.csv")
     per_shard = Counter(row.shard for row in tables.samples)

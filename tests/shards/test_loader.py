@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from shards.loader import SampleStream
+from shards.loader import SampleStream, load
 from shards.reader import Order, open_dataset, order_rows
 from shards.schema import Sample
 
@@ -41,3 +41,19 @@ def test_persistent_workers_see_the_next_epoch(dataset):
         stream.set_epoch(epoch)
         expected = order_rows(dataset.samples, Order(seed=3, epoch=epoch))
         assert [sample.key for sample in batches] == [row.key for row in expected]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_loaded_samples_are_those_that_were_written(make_sample, make_dataset, tmp_path, num_workers, dtype):
+    written = {}
+    for number in range(5):
+        sample = make_sample(number, SMALL)
+        written[sample.key] = Sample(meta=sample.meta, volume=sample.volume.astype(dtype) * 200)
+    dataset = open_dataset(make_dataset(tmp_path / "typed", written.values()))
+    read = list(load(SampleStream(dataset, Order(seed=1)), num_workers=num_workers))
+    assert sorted(sample.key for sample in read) == sorted(written)
+    for sample in read:
+        assert sample.meta == written[sample.key].meta
+        assert sample.volume.dtype == dtype
+        np.testing.assert_array_equal(sample.volume, written[sample.key].volume)

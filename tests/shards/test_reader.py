@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import (
+    AddressError,
     DatasetCorruptError,
     DatasetIncompleteError,
     DatasetNotFoundError,
@@ -74,6 +75,12 @@ def test_a_path_object_and_a_trailing_slash_are_addresses_too(dataset_url):
 def test_nothing_there(tmp_path):
     with pytest.raises(DatasetNotFoundError, match="there is no dataset at") as caught:
         open_dataset(tmp_path / "absent")
+    assert caught.value.exit_code == 2
+
+
+def test_an_address_of_an_unknown_kind():
+    with pytest.raises(AddressError, match="nonsense://dataset cannot be opened: Protocol not known") as caught:
+        open_dataset("nonsense://dataset")
     assert caught.value.exit_code == 2
 
 

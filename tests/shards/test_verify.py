@@ -1,9 +1,11 @@
+import hashlib
 import json
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from manifests.rows import SOURCE_COLUMNS
 from shards.errors import DatasetNotFoundError
 from shards.reader import open_dataset
 from shards.verify import verify
@@ -169,6 +171,34 @@ def test_tables_that_disagree_with_each_other(folder):
     assert "does not hold exactly the accepted files" in found["manifests/samples.csv"]
     assert "on the number of samples" in found["manifests/shards.csv"]
     assert "not accepted" in found["manifests/rejected.csv"]
+
+
+def test_a_status_that_does_not_exist(folder):
+    path = folder / "manifests/sources.csv"
+    path.write_bytes(path.read_bytes().replace(b",accepted,", b",forgotten,", 1))
+    assert "status other than accepted" in dict(problems(folder)[1:])["manifests/sources.csv"]
+
+
+def recommit(folder, change):
+    """Rewrite sources.csv with every hash in order, as a writer of those rows would have."""
+    table, head = folder / "manifests/sources.csv", folder / "dataset.json"
+    info = json.loads(head.read_bytes())
+    data = change(table.read_bytes(), info)
+    table.write_bytes(data)
+    info["manifests"]["sources.csv"] = hashlib.sha256(data).hexdigest()
+    body = json.dumps(info).encode()
+    head.write_bytes(body)
+    (folder / "_SUCCESS").write_text(hashlib.sha256(body).hexdigest() + "\n")
+
+
+def test_an_accepted_zip_is_an_input_but_not_a_sample(folder):
+    def add_zip(data, info):
+        info["counts"]["inputs"] += 1
+        info["counts"]["accepted"] += 1
+        return data + b"a.zip,100,,accepted" + b"," * (len(SOURCE_COLUMNS) - 4) + b"\r\n"
+
+    recommit(folder, add_zip)
+    assert problems(folder) == []
 
 
 def test_nothing_there(tmp_path):

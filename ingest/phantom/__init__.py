@@ -1,0 +1,1 @@
+"""Synthetic AI-READI-shaped cohorts: retina-like pixels in real DICOM files, good and damaged."""

@@ -1,0 +1,110 @@
+"""A frozen encoder over a real dataset, to a store that says where it came from."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from eval.embed import EmbedJob, embed, find_checkpoint
+from eval.errors import EmbeddingsError
+from eval.store import read_embeddings
+from fovea.embed import command
+from shards.reader import open_dataset, read_sample
+from train.checkpoint import load_encoder, save_checkpoint
+from train.device import open_device
+from train.errors import CheckpointError
+from train.features import pooled_features
+from train.recipe import load_recipe
+from train.step import start_state
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint of untrained weights; target and context differ."""
+    recipe = load_recipe("smoke")
+    state = start_state(recipe, open_device("cpu"))
+    with torch.no_grad():
+        state.networks.context.norm.bias.add_(1.0)
+    folder = tmp_path_factory.mktemp("run")
+    save_checkpoint(folder / "checkpoints", state, recipe, dataset_sha256="0" * 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(run_folder: Path, small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("store") / "embeddings.zarr"
+    embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out, code_version="1.2.3"))
+    return out
+
+
+def test_every_volume_has_the_vector_of_its_own_voxels(store: Path, run_folder: Path, small_dataset: str) -> None:
+    embeddings, dataset = read_embeddings(store), open_dataset(small_dataset)
+    assert embeddings.columns["key"] == tuple(row.key for row in dataset.samples)
+    encoder, recipe = load_encoder(run_folder)
+    for place in (0, 3, 9):
+        sample = read_sample(dataset, dataset.samples[place])
+        alone = pooled_features(encoder, recipe, [sample], torch.device("cpu"))[0].numpy()
+        np.testing.assert_allclose(embeddings.features[place], alone, atol=1e-5)
+        assert embeddings.intensity[place][0] == np.float32(sample.meta.intensity.mean)
+        assert embeddings.volumes()[place].study_group == sample.meta.study_group
+    assert len(np.unique(embeddings.features, axis=0)) == 10
+
+
+def test_the_store_says_which_weights_met_which_volumes(store: Path, run_folder: Path, small_dataset: str) -> None:
+    attributes = read_embeddings(store).attributes
+    dataset = open_dataset(small_dataset)
+    assert attributes["checkpoint"] == str(run_folder / "checkpoints" / "step-00000000")
+    assert attributes["dataset_config_sha256"] == dataset.info["config_sha256"]
+    assert attributes["code_version"] == "1.2.3"
+    state = json.loads((find_checkpoint(run_folder).path / "state.json").read_text())
+    assert attributes["encoder_sha256"] == state["files"]["target.safetensors"]["sha256"]
+
+
+def test_the_context_encoder_is_another_one(store: Path, run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+    out = tmp_path / "e.zarr"
+    context = embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out, which="context"))
+    np.testing.assert_allclose(context.features, read_embeddings(store).features + 1.0, atol=1e-4)
+    with pytest.raises(EmbeddingsError, match="encoder, encoder_sha256 differ"):
+        embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out))
+    assert read_embeddings(out).attributes["encoder"] == "context"
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(EmbeddingsError, match="holds no checkpoint"):
+        embed(EmbedJob(run=tmp_path / "nowhere", dataset=small_dataset, out=tmp_path / "e.zarr"))
+    shutil.copytree(run_folder, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "step-00000000" / "target.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError):
+        embed(EmbedJob(run=tmp_path / "run", dataset=small_dataset, out=tmp_path / "e.zarr"))
+    assert not (tmp_path / "e.zarr").exists()
+
+
+def test_a_dataset_without_samples_is_refused(
+    run_folder: Path, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    empty = make_dataset(tmp_path / "empty", [])
+    with pytest.raises(EmbeddingsError, match="holds no samples"):
+        embed(EmbedJob(run=run_folder, dataset=empty, out=tmp_path / "e.zarr"))
+
+
+def run(*words: str) -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(words))
+
+
+def test_the_command_says_what_it_wrote(store: Path, run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "e.zarr")
+    result = run("--run", str(run_folder), "--data", small_dataset, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_volumes"] == 10
+    assert np.array_equal(read_embeddings(Path(out)).features, read_embeddings(store).features)
+    assert run("--run", "r", "--data", "d", "--out", out, "--which", "both").exit_code == 2

@@ -1,0 +1,160 @@
+"""Discovery: the union of listing and manifest, archives opened safely, nothing lost."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ingest.archive import list_members
+from ingest.errors import IngestError, SourceError
+from ingest.source import discover, find_participants, hash_source, is_candidate, read_source
+from manifests.reasons import Reason
+
+MANIFEST = "person_id\tfilepath\tpixel_spacing\tslice_thickness\tanatomic_region\n"
+
+
+def fill(root: Path, files: dict[str, bytes]) -> str:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return str(root)
+
+
+def archive(members: dict[str, bytes], edit: Callable[[zipfile.ZipInfo], None] = bool) -> bytes:  # type: ignore[assignment]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            edit(info)
+            file.writestr(info, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "A.DCM", "b.dicom", "plain", "1.2.840.10008.42", "x/y/z.Dcm"])
+def test_names_that_may_be_dicom(name: str) -> None:
+    assert is_candidate(name)
+
+
+@pytest.mark.parametrize("name", ["manifest.tsv", "a.png", ".DS_Store", "x.tar.gz", "a.dcm.json"])
+def test_names_that_are_not(name: str) -> None:
+    assert not is_candidate(name)
+
+
+def test_every_file_is_an_entry_a_settled_row_or_counted(tmp_path: Path) -> None:
+    source = fill(
+        tmp_path, {"a.dcm": b"1", "sub/B": b"22", "c.zip": archive({"d.dcm": b"333", "e.txt": b"4"}), "f.png": b""}
+    )
+    found = discover(source)
+    assert [(entry.path, entry.bytes) for entry in found.entries] == [("a.dcm", 1), ("c.zip!d.dcm", 3), ("sub/B", 2)]
+    assert [(row.path, row.reason) for row in found.settled] == [("c.zip", None)]
+    assert found.other_files == {".png": 1}
+    assert read_source(source, "c.zip!d.dcm") == b"333"
+    assert len(hash_source(source, "sub/B")) == 64
+
+
+@pytest.mark.parametrize("prefix", ["", "dataset/"])
+def test_manifest_is_joined_wherever_it_lies(tmp_path: Path, prefix: str) -> None:
+    rows = (
+        "1001\t/retinal_oct/structural_oct/x/1001/a.dcm\t[0.1, 0.2]\t0.05\tMacula\n1001\t/retinal_oct/gone.dcm\t\t\t\n"
+    )
+    source = fill(
+        tmp_path,
+        {
+            f"{prefix}retinal_oct/manifest.tsv": (MANIFEST + rows).encode(),
+            f"{prefix}retinal_oct/structural_oct/x/1001/a.dcm": b"1",
+            f"{prefix}retinal_oct/structural_oct/x/1001/unlisted.dcm": b"1",
+        },
+    )
+    found = discover(source)
+    manifests = {entry.path: entry.manifest for entry in found.entries}
+    listed = manifests[f"{prefix}retinal_oct/structural_oct/x/1001/a.dcm"]
+    assert listed is not None
+    assert (listed.pixel_spacing, listed.slice_thickness, listed.anatomic_region) == ("[0.1, 0.2]", "0.05", "Macula")
+    assert manifests[f"{prefix}retinal_oct/structural_oct/x/1001/unlisted.dcm"] is None
+    assert [(row.path, row.reason) for row in found.settled] == [(f"{prefix}retinal_oct/gone.dcm", Reason.FILE_MISSING)]
+
+
+def test_source_may_be_the_retinal_oct_folder_itself(tmp_path: Path) -> None:
+    rows = "1001\t/retinal_oct/structural_oct/a.dcm\t\t0.05\t\n1001\t/retinal_oct/structural_oct/gone.dcm\t\t\t\n"
+    source = fill(tmp_path, {"manifest.tsv": (MANIFEST + rows).encode(), "structural_oct/a.dcm": b"1"})
+    found = discover(source)
+    assert found.entries[0].manifest is not None
+    assert [row.reason for row in found.settled] == [Reason.FILE_MISSING]
+
+
+def test_listed_files_in_an_archive_are_not_missing(tmp_path: Path) -> None:
+    rows = "1001\t/retinal_oct/structural_oct/zeiss_cirrus/1001/1001_a_l_1.2.dcm\t\t0.05\t\n"
+    source = fill(
+        tmp_path,
+        {"manifest.tsv": (MANIFEST + rows).encode(), "zeiss_cirrus.zip": archive({"1001/1001_a_l_1.2.dcm": b"1"})},
+    )
+    found = discover(source)
+    assert [row.reason for row in found.settled] == [None]
+    assert found.entries[0].manifest is not None
+
+
+def test_more_than_a_thousand_files_are_listed(tmp_path: Path) -> None:
+    """PREDECESSOR 6: the listing stopped at 1000 keys a prefix."""
+    source = fill(tmp_path, {f"{number:04d}.dcm": b"" for number in range(1234)})
+    assert len(discover(source).entries) == 1234
+
+
+def link(info: zipfile.ZipInfo) -> None:
+    info.external_attr = 0o120777 << 16
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        archive({"../x.dcm": b"1"}),
+        archive({"/x.dcm": b"1"}),
+        archive({"a\\..\\..\\x.dcm": b"1"}),
+        archive({"x.dcm": b"/etc/passwd"}, link),
+        archive({"inner.zip": archive({"x.dcm": b"1"})}),
+        archive({"bomb.dcm": bytes(80 * 2**20)}),
+    ],
+    ids=["parent", "absolute", "backslash", "link", "nested", "bomb"],
+)
+def test_unsafe_archives_are_quarantined_whole(data: bytes) -> None:
+    with pytest.raises(IngestError) as caught:
+        list_members(io.BytesIO(data))
+    assert caught.value.reason is Reason.ZIP_UNSAFE
+
+
+def test_damaged_archive_and_damaged_member_are_told(tmp_path: Path) -> None:
+    whole = archive({"a.dcm": bytes(range(256)) * 8})
+    source = fill(tmp_path, {"cut.zip": whole[:-30], "bad.zip": whole[:60] + b"\x00\xff" + whole[62:]})
+    rows = {row.path: row.reason for row in discover(source).settled}
+    assert rows == {"bad.zip": None, "cut.zip": Reason.ZIP_INVALID_OR_TRUNCATED}
+    with pytest.raises(IngestError) as caught:
+        read_source(source, "bad.zip!a.dcm")
+    assert caught.value.reason is Reason.ZIP_INVALID_OR_TRUNCATED
+
+
+def test_a_store_that_gives_no_bytes_is_not_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = fill(tmp_path, {"a.dcm": b"1"})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(type(fsspec.filesystem("file")), "_open", refuse)
+    with pytest.raises(IngestError) as caught:
+        read_source(source, "a.dcm")
+    assert caught.value.reason is Reason.IO_UNREADABLE
+
+
+def test_sources_that_cannot_be_used_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a folder"):
+        discover(str(tmp_path / "nowhere"))
+    fill(tmp_path, {"retinal_oct/manifest.tsv": b"a\tb\n1\t2\n"})
+    with pytest.raises(SourceError, match="filepath"):
+        discover(str(tmp_path))
+
+
+def test_the_cohort_table_nearest_to_the_top_is_found(tmp_path: Path) -> None:
+    source = fill(tmp_path, {"dataset/participants.tsv": b"", "dataset/old/participants.tsv": b""})
+    assert find_participants(source) == f"{source}/dataset/participants.tsv"

@@ -1,0 +1,139 @@
+"""What each side of an objective sees, and what the loss compares (PREDECESSOR 8, 9, 12)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shards.schema import Sample
+from train.config import Recipe
+from train.device import Device
+from train.encoder import patches
+from train.feed import training_batch
+from train.objective import Batch, Networks, build_networks, compare, evaluate, predict
+
+
+def change_tokens(x_BDHW: torch.Tensor, tokens_BN: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """The volumes with noise in the voxels of some tokens."""
+    d, h, w = recipe.model.patch
+    where = tokens_BN.view(-1, *recipe.token_grid)
+    for axis, edge in enumerate((d, h, w), start=1):
+        where = where.repeat_interleave(edge, dim=axis)
+    return torch.where(where, torch.randn(x_BDHW.shape, generator=torch.Generator().manual_seed(9)), x_BDHW)
+
+
+def networks_of(recipe: Recipe) -> Networks:
+    """Networks in evaluation mode, with weights far from their small initial values."""
+    networks = build_networks(recipe).eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return networks
+
+
+def test_context_encoder_never_sees_masked_tokens(recipe: Recipe, batch: Batch) -> None:
+    networks = networks_of(recipe)
+    changed = replace(batch, context_BDHW=change_tokens(batch.context_BDHW, batch.hidden_BN, recipe))
+    assert not torch.equal(changed.context_BDHW, batch.context_BDHW)
+    assert torch.equal(predict(networks, batch), predict(networks, changed))
+
+    arguments = {"keep_BK": batch.visible_BK} if recipe.objective.name == "vjepa" else {"hide_BN": batch.hidden_BN}
+    content_BN = None if recipe.objective.name == "vjepa" else batch.content_BN
+    before, after = (
+        networks.context(view.context_BDHW, content_BN, batch.spacing_B3, **arguments) for view in (batch, changed)
+    )
+    assert torch.equal(before, after)
+
+
+def test_the_prediction_does_depend_on_visible_tokens(recipe: Recipe, batch: Batch) -> None:
+    networks = networks_of(recipe)
+    one_BN = torch.zeros_like(batch.hidden_BN).scatter(1, batch.visible_BK[:, :1], torch.ones(4, 1, dtype=torch.bool))
+    changed = replace(batch, context_BDHW=change_tokens(batch.context_BDHW, one_BN, recipe))
+    assert (predict(networks, batch) - predict(networks, changed)).abs().amax() > 1e-4
+
+
+def test_targets_are_computed_from_the_masked_tokens(recipe: Recipe, batch: Batch) -> None:
+    networks = networks_of(recipe)
+    changed = replace(batch, target_BDHW=change_tokens(batch.target_BDHW, batch.hidden_BN, recipe))
+    assert not torch.allclose(evaluate(networks, batch).target_BTC, evaluate(networks, changed).target_BTC)
+
+
+def test_context_and_target_share_one_geometry(
+    make_recipe: Callable[..., Recipe], tiny_samples: list[Sample], cpu: Device
+) -> None:
+    shifted = make_recipe(augment={"shift_voxels": (2, 8, 8)})
+    drawn = [(3, sample) for sample in tiny_samples[:4]]
+    batch, still = training_batch(drawn, shifted, cpu), training_batch(drawn, make_recipe(), cpu)
+    assert torch.equal(batch.context_BDHW, batch.target_BDHW)
+    assert not torch.equal(batch.target_BDHW, still.target_BDHW)
+
+    noisy = make_recipe(augment={"shift_voxels": (2, 8, 8), "gain": 0.2, "offset": 0.2, "noise": 0.05})
+    views = training_batch(drawn, noisy, cpu)
+    assert torch.equal(views.target_BDHW, batch.target_BDHW)
+    assert not torch.equal(views.context_BDHW, views.target_BDHW)
+    for context, target in zip(views.context_BDHW, views.target_BDHW, strict=True):
+        assert np.corrcoef(context.flatten(), target.flatten())[0, 1] > 0.95
+
+
+def padded_batch(recipe: Recipe, samples: list[Sample], cpu: Device, fill: int) -> Batch:
+    """A batch whose volumes are padding in the last quarter of H, with `fill` stored there."""
+    padded = []
+    for sample in samples:
+        volume = sample.volume.copy()
+        volume[:, 24:] = fill
+        padded.append(replace(sample, volume=volume, meta=replace(sample.meta, content_box=((0, 8), (0, 24), (0, 30)))))
+    return training_batch([(0, sample) for sample in padded], recipe, cpu)
+
+
+def test_padding_is_never_context_target_or_attended(recipe: Recipe, tiny_samples: list[Sample], cpu: Device) -> None:
+    zero, full = (padded_batch(recipe, tiny_samples[:4], cpu, fill) for fill in (0, 255))
+    padding_BN = ~zero.content_BN
+    assert padding_BN.sum() == 4 * 16
+    for chosen in (zero.visible_BK, zero.targets_BT):
+        assert not padding_BN.gather(1, chosen).any()
+    assert not (zero.hidden_BN & padding_BN).any()
+
+    networks = networks_of(recipe)
+    first, second = evaluate(networks, zero), evaluate(networks, full)
+    assert torch.equal(first.loss, second.loss)
+    noise = replace(
+        zero,
+        context_BDHW=change_tokens(zero.context_BDHW, padding_BN, recipe),
+        target_BDHW=change_tokens(zero.target_BDHW, padding_BN, recipe),
+    )
+    third = evaluate(networks, noise)
+    for name in ("loss", "predicted_BTC", "target_BTC", "pooled_BC"):
+        assert torch.equal(getattr(first, name), getattr(third, name)), name
+
+
+def test_a_token_that_is_partly_padding_ignores_the_stored_padding(recipe: Recipe, batch: Batch) -> None:
+    last_column = patches(batch.target_BDHW, recipe.model.patch).view(4, 4, 4, 4, 2, 8, 8)[:, :, :, 3]
+    assert (last_column[..., 6:] == 0).all()
+    assert (last_column[..., :6] != 0).any()
+
+
+def test_no_gradient_reaches_the_target(recipe: Recipe, batch: Batch) -> None:
+    networks = build_networks(recipe)
+    torch.autograd.backward(evaluate(networks, batch).loss)
+    assert all(parameter.grad is None for parameter in networks.target.parameters())
+    without = [name for name, parameter in networks.context.named_parameters() if parameter.grad is None]
+    assert without == (["mask_token"] if recipe.objective.name == "vjepa" else [])
+
+
+def test_two_unrelated_vectors_score_two_over_the_width_in_methods_and_their_distance_in_vjepa() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = torch.randn(2, 8, 64, 256, generator=generator)
+    assert float(compare("methods", predicted, target)) == pytest.approx(2 / 256, rel=0.02)
+    assert float(compare("methods", 3 * target, target)) == pytest.approx(0, abs=1e-9)
+    assert float(compare("vjepa", predicted, target)) == pytest.approx(2 / np.sqrt(np.pi), rel=0.02)
+    assert float(compare("vjepa", target, target)) == 0
+
+
+def test_vjepa_targets_are_layer_normed(make_recipe: Callable[..., Recipe], batch: Batch) -> None:
+    networks = networks_of(make_recipe())
+    target_BTC = evaluate(networks, batch).target_BTC
+    torch.testing.assert_close(target_BTC.mean(-1), torch.zeros(4, 12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target_BTC.std(-1, correction=0), torch.ones(4, 12), atol=1e-3, rtol=0)

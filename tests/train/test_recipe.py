@@ -1,0 +1,105 @@
+"""Recipes: what may be written in them, and what a misspelling teaches."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.reader import open_dataset
+from train.config import Recipe
+from train.errors import RecipeError
+from train.plan import plan_run
+from train.recipe import differences, load_recipe, parse_recipe, recipe_names, recipe_text, resolve
+
+
+def test_a_misspelt_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"`train\.max_stesp` is not known; the nearest is `train\.max_steps`"):
+        load_recipe("smoke", ["train.max_stesp=3"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("objectiv: {name: vjepa}\n")
+    with pytest.raises(RecipeError, match=r"`objectiv` is not known; the nearest is `objective`"):
+        load_recipe(str(path))
+
+
+def test_a_key_in_the_wrong_section_is_found_where_it_belongs() -> None:
+    with pytest.raises(RecipeError, match=r"the nearest is `train\.max_steps`"):
+        load_recipe("smoke", ["optim.max_steps=3"])
+
+
+def test_an_unknown_recipe_names_those_that_exist() -> None:
+    with pytest.raises(RecipeError, match="cpu-small, methods-multi-domain, smoke, vjepa-base"):
+        load_recipe("resnet")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.max_steps", "key=value"),
+        ("train.max_steps=many", "train.max_steps"),
+        ("train.max_steps=0", "greater than or equal to 1"),
+        ("objective.name=mae", "objective.name"),
+        ("train=5", "`train`"),
+        ("train.max_steps.deep=5", "not known"),
+        ("train.micro_batch=64", "greater than global_batch"),
+        ("data.pool=5", "whole number of tokens"),
+        ("model.dim=100", "multiple of model.head_dim"),
+        ("data.devices=[iphone]", "data.devices"),
+        ("data.devices=[", "not a YAML value"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_an_error_that_names_it(override: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint.replace(".", r"\.")):
+        load_recipe("smoke", [override])
+
+
+def test_overrides_change_what_they_name() -> None:
+    recipe = load_recipe("smoke", ["train.max_steps=7", "optim.lr=1e-4", "data.devices=[zeiss_cirrus]"])
+    assert (recipe.train.max_steps, recipe.optim.lr, recipe.data.devices) == (7, 1e-4, ("zeiss_cirrus",))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_is_valid_and_states_its_cost_and_its_curve(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    header = (Path(__file__).parents[2] / "train" / "recipes" / f"{name}.yaml").read_text()
+    assert all(word in header for word in ("# Cost:", "# Expect:", "# Run: fovea pretrain"))
+
+
+def test_the_baseline_keeps_the_documented_values() -> None:
+    recipe = load_recipe("methods-multi-domain")
+    optim = recipe.optim
+    assert (recipe.masks.ratio, optim.lr, optim.betas, optim.weight_decay) == (0.6, 1e-4, (0.9, 0.95), 0.05)
+    assert (optim.warmup_fraction, optim.final_lr_fraction) == (0.03, 0.1)
+    assert (optim.ema_start, optim.ema_end) == (0.996, 1.0)
+
+
+def test_a_recipe_survives_being_written_and_read(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(data={"devices": ["zeiss_cirrus"]}, optim={"lr": 1e-5})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(recipe))
+    assert load_recipe(str(path)) == recipe
+    assert load_recipe(str(path)).hash() == recipe.hash()
+
+
+def test_a_resolved_recipe_leaves_nothing_to_the_preset(tiny_dataset: str) -> None:
+    plan = plan_run(
+        parse_recipe(
+            {
+                "name": "x",
+                "data": {"grid": (8, 32, 32)},
+                "model": {"preset": "tiny", "patch": (2, 8, 8)},
+                "objective": {"num_visible": 4, "num_targets": 4},
+            }
+        ),
+        open_dataset(tiny_dataset),
+    )
+    assert plan.recipe.model.model_dump(include={"dim", "depth", "predictor_dim", "predictor_depth", "positions"}) == {
+        "dim": 192, "depth": 6, "predictor_dim": 128, "predictor_depth": 3, "positions": "rope",
+    }  # fmt: skip
+    assert resolve(plan.recipe, grid=(64, 384, 384), rows=plan.train.samples) == plan.recipe
+
+
+def test_only_what_changes_the_result_is_a_difference(make_recipe: Callable[..., Recipe]) -> None:
+    old = make_recipe()
+    assert differences(old, make_recipe(train={"device": "cpu", "micro_batch": 4}, log={"wandb": True})) == []
+    assert differences(old, make_recipe(train={"seed": 4})) == ["train.seed: 3 -> 4"]

@@ -1,0 +1,182 @@
+"""A recipe: every choice of a training run, with the reason beside each default."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, Spacing
+
+ObjectiveName = Literal["vjepa", "methods"]
+Preset = Literal["tiny", "small", "base", "large"]
+
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[Fraction, Fraction]
+
+
+class Section(BaseModel):
+    """Base of a recipe's sections: an unknown key is an error, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which volumes are read, and at what resolution."""
+
+    pool: Count = 1  # 1 trains on the stored grid; 2 averages 2x2x2 voxels, an eighth of the tokens
+    grid: Shape | None = None  # voxels [D, H, W] of the stored volumes; read from the dataset
+    devices: tuple[Device, ...] | None = None  # None: all
+    protocols: tuple[str, ...] | None = None
+    regions: tuple[str, ...] | None = None
+    workers: Size = 0  # reader processes; 0 reads in the loop, enough while a step takes longer than a read
+
+
+class ModelConfig(Section):
+    """The size and shape of the encoder and of its predictor; None takes the preset's value."""
+
+    preset: Preset = "base"
+    patch: Shape = PATCH_SHAPE  # the schema's content tokens count these
+    dim: Count | None = None
+    depth: Count | None = None
+    head_dim: Annotated[int, Field(ge=6)] = 64  # flash kernels are fastest at 64; RoPE needs 6 for its three axes
+    predictor_dim: Count | None = None
+    predictor_depth: Count | None = None
+    positions: Literal["rope", "table"] | None = None  # None: rope for vjepa, table for methods
+    rope_reference_mm: Spacing | None = None
+    # Voxel spacing that counts as one grid step for RoPE. None: positions are grid indices. The trainer sets
+    # it to the dataset's median spacing when spacing differs between volumes, so that equal distances in mm
+    # turn the features by equal angles.
+
+
+class MaskConfig(Section):
+    """How masked regions are drawn; the number of tokens is the objective's."""
+
+    tube_share: Fraction = 0.5  # share of blocks that run along the whole of D; the rest are limited in D
+    tube_area: Range = (0.1, 0.3)  # share of the H x W plane that one tube covers
+    block_area: Range = (0.15, 0.5)  # the same for a block that is limited in D
+    block_extent: Range = (0.25, 0.6)  # share of D that such a block spans
+    aspect: tuple[Positive, Positive] = (0.5, 2.0)  # H over W of a block, in tokens
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6  # `methods`: share of content tokens masked at random
+
+
+class ObjectiveConfig(Section):
+    """What is predicted, and from how many tokens. Budgets count content tokens and never vary."""
+
+    name: ObjectiveName = "vjepa"
+    num_visible: Count = 3072  # tokens of the context; a third of the full grid of 9216
+    num_targets: Count = 1536  # masked tokens whose features are predicted
+
+
+class OptimConfig(Section):
+    """AdamW, its schedule, and that of the target's momentum."""
+
+    lr: Positive = 1e-4  # methods text
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # methods text
+    weight_decay: NonNegative = 0.05  # methods text; on matrices only
+    warmup_fraction: Fraction = 0.03  # methods text; of all steps
+    final_lr_fraction: Fraction = 0.1  # methods text; the cosine ends at a tenth of the peak
+    grad_clip: Positive = 1.0  # usual for ViTs; clips spikes, not ordinary steps
+    ema_start: Fraction = 0.996  # methods text
+    ema_end: Fraction = 1.0  # methods text
+
+
+class AugmentConfig(Section):
+    """Changes of a volume before it is used. Geometry is drawn once per volume, for both views.
+
+    No flips: mirrored along W an eye becomes the other eye, along D superior becomes inferior.
+    """
+
+    shift_voxels: tuple[Size, Size, Size] = (0, 0, 0)  # greatest shift [D, H, W] of the stored grid
+    gain: Fraction = 0.0  # context view: contrast is multiplied by 1 +- gain
+    offset: NonNegative = 0.0  # context view: brightness moves by up to this many standard deviations
+    noise: NonNegative = 0.0  # context view: standard deviation of Gaussian noise
+
+
+class TrainConfig(Section):
+    """How long, how large, where."""
+
+    max_steps: Count = 1000  # updates of the weights
+    global_batch: Count = 8  # volumes per update, whatever the micro-batch
+    micro_batch: Count = 8  # volumes at once; the rest of the batch is accumulated
+    seed: Size = 0  # order, masks, augmentation, initial weights
+    device: Literal["auto", "cpu", "cuda", "xla"] = "auto"  # auto: cuda if there is one, else cpu
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
+    max_nonfinite: Count = 5  # skipped updates in a row before the run fails
+
+    @model_validator(mode="after")
+    def _micro_fits(self) -> Self:
+        if self.micro_batch > self.global_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} is greater than global_batch {self.global_batch}")
+        return self
+
+
+class ValidationConfig(Section):
+    """How often the held-out volumes are scored, always at the first and the last step."""
+
+    every_steps: Count = 500
+
+
+class CheckpointConfig(Section):
+    """How often a run can be resumed from, always at the last step."""
+
+    every_steps: Count = 500
+    keep: Count = 3  # the newest that stay; more than one, for the day when the newest does not load
+
+
+class LogConfig(Section):
+    """What a run tells."""
+
+    every_steps: Count = 10
+    images_every_steps: Count = 500
+    wandb: bool = True  # offline unless WANDB_API_KEY is set
+
+
+class Recipe(Section):
+    """A whole run. `recipe.yaml` in a run folder is one of these, resolved."""
+
+    name: str
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    masks: MaskConfig = MaskConfig()
+    optim: OptimConfig = OptimConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _grid_is_whole_tokens(self) -> Self:
+        for size, edge in zip(self.grid, self.model.patch, strict=True):
+            if size % (edge * self.data.pool):
+                raise ValueError(
+                    f"an axis of {size} voxels is not a whole number of tokens of {edge} voxels at data.pool "
+                    f"{self.data.pool}"
+                )
+        return self
+
+    @property
+    def grid(self) -> Shape:
+        """Voxels `[D, H, W]` of the stored volumes."""
+        return self.data.grid or GRID_SHAPE
+
+    @property
+    def token_grid(self) -> Shape:
+        """Tokens `[D, H, W]` of a volume, after pooling."""
+        d, h, w = (size // (edge * self.data.pool) for size, edge in zip(self.grid, self.model.patch, strict=True))
+        return d, h, w
+
+    @property
+    def num_tokens(self) -> int:
+        d, h, w = self.token_grid
+        return d * h * w
+
+    def hash(self) -> str:
+        """Sha256 of the recipe's values: equal recipes, equal hash."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""What differs between a CPU, a CUDA device and an XLA device; the only module that knows torch_xla."""
+
+import importlib
+import os
+import resource
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from train.errors import DeviceError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Device:
+    """A CPU or a CUDA device. `precision` is that of matrix products; weights are always float32."""
+
+    def __init__(self, torch_device: torch.device, precision: Precision, *, native_bf16: bool) -> None:
+        self.torch_device = torch_device
+        self.precision = ("bf16" if native_bf16 else "fp32") if precision == "auto" else precision
+
+    @property
+    def kind(self) -> str:
+        return self.torch_device.type
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Runs matrix products in bfloat16 if the precision says so."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.kind, dtype=torch.bfloat16)
+
+    def seed(self, seed: int) -> None:
+        """Seed what is drawn on the device."""
+        torch.manual_seed(seed)
+
+    def end_step(self) -> None:
+        """Called after each update: where work is recorded lazily, it is sent off here."""
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: of the device, or of the process on a CPU."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch_device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+class XlaDevice(Device):
+    """A TPU core, or torch_xla's CPU."""
+
+    def __init__(self, torch_xla: Any, precision: Precision) -> None:
+        super().__init__(torch_xla.device(), precision, native_bf16=True)
+        self._torch_xla = torch_xla
+
+    def seed(self, seed: int) -> None:
+        super().seed(seed)
+        self._torch_xla.manual_seed(seed)
+
+    def end_step(self) -> None:
+        self._torch_xla.sync()
+
+
+def open_device(name: str = "auto", precision: Precision = "auto") -> Device:
+    """The device that a recipe names.
+
+    Raises:
+        DeviceError: if it is not there, or if several processes were started for one run.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeviceError("this version trains on one device: start it without torchrun, or with one process.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return _open_cuda(precision)
+    if name == "xla":
+        return _open_xla(precision)
+    return Device(torch.device("cpu"), precision, native_bf16=_cpu_multiplies_bf16())
+
+
+def _open_cuda(precision: Precision) -> Device:
+    if not torch.cuda.is_available():
+        raise DeviceError("train.device is cuda, and torch sees no CUDA device: use cpu, or install a CUDA build.")
+    return Device(torch.device("cuda"), precision, native_bf16=torch.cuda.is_bf16_supported())
+
+
+def _open_xla(precision: Precision) -> Device:
+    try:
+        return XlaDevice(importlib.import_module("torch_xla"), precision)
+    except ImportError as error:
+        raise DeviceError(
+            "train.device is xla, and torch_xla is not installed: pip install 'fovea-oct[tpu]'."
+        ) from error
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Only AMX makes bfloat16 faster than float32 on a CPU (5 times); AVX-512 alone makes it slower."""
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16", False))

@@ -1,0 +1,118 @@
+"""Numbers that tell learning from collapse.
+
+Shapes: B volumes, T target tokens, C channels, V vectors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.objective import Batch, Outcome
+
+# Alarms. Layer-normed features of a healthy encoder spread by 0.3 to 1.0 per channel over tokens and their
+# mean token cosine is below 0.9; a constant encoder has 0 and 1.
+MIN_FEATURE_STD: Final = 0.05
+MAX_TOKEN_COSINE: Final = 0.99
+NOISE_FLOOR: Final = 1e-3  # singular values below this share of the vectors' own size are rounding, not rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What is kept of a forward pass: means over its volumes, and one vector a volume."""
+
+    num_volumes: int
+    means: dict[str, Tensor]
+    pooled_BC: Tensor
+
+
+@torch.no_grad()
+def measure(outcome: Outcome, batch: Batch) -> Measures:
+    """Reduce an outcome to its measures, on the device."""
+    predicted_BTC, target_BTC = outcome.predicted_BTC.detach(), outcome.target_BTC
+    content_B = batch.content_BN.sum(1)
+    means = {
+        "loss": outcome.loss.detach(),
+        "loss_trivial": outcome.trivial_loss,
+        "cosine": cosine(predicted_BTC, target_BTC),
+        "cosine_trivial": trivial_cosine(target_BTC),
+        "feature_std": feature_std(target_BTC),
+        "token_cosine": token_cosine(target_BTC),
+        "content_tokens": content_B.float().mean(),
+        "masked_share": (batch.hidden_BN.sum(1) / content_B).mean(),
+    }
+    return Measures(num_volumes=len(outcome.pooled_BC), means=means, pooled_BC=outcome.pooled_BC)
+
+
+def summarise(measures: Sequence[Measures]) -> dict[str, float]:
+    """Means over all volumes."""
+    total = sum(part.num_volumes for part in measures)
+    return {
+        name: sum(float(part.means[name]) * part.num_volumes for part in measures) / total for name in measures[0].means
+    }
+
+
+def pooled(measures: Sequence[Measures]) -> Tensor:
+    """One vector for each volume, `[V, C]`."""
+    return torch.cat([part.pooled_BC for part in measures])
+
+
+def cosine(predicted_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """Mean cosine of predictions and targets: 1 is perfect; compare with `trivial_cosine`."""
+    return functional.cosine_similarity(predicted_BTC, target_BTC, dim=-1).mean()
+
+
+def trivial_cosine(target_BTC: Tensor) -> Tensor:
+    """The cosine that the best constant reaches: predicting the mean direction of all targets."""
+    unit_VC = functional.normalize(target_BTC.flatten(0, 1), dim=-1)
+    length: Tensor = torch.linalg.vector_norm(unit_VC.mean(0))
+    return length
+
+
+def feature_std(target_BTC: Tensor) -> Tensor:
+    """Standard deviation over tokens and volumes, mean over channels; 0 when every token is the same."""
+    return target_BTC.flatten(0, 1).std(0, correction=0).mean()
+
+
+def token_cosine(target_BTC: Tensor) -> Tensor:
+    """Mean cosine between two different tokens of a volume; 1 when a volume's tokens are all the same."""
+    unit_BTC = functional.normalize(target_BTC, dim=-1)
+    T = unit_BTC.shape[1]
+    total_B = unit_BTC.sum(1).square().sum(-1)
+    return ((total_B - T) / max(1, T * (T - 1))).mean()
+
+
+def rankme(pooled_VC: Tensor) -> Tensor:
+    """Effective rank across volumes (RankMe, Garrido et al. 2023): exp of the entropy of singular values.
+
+    Of centred vectors, so that it measures in how many directions volumes differ; at most V - 1, and 1 if all
+    volumes are the same. One value per volume is needed: tokens of one volume say nothing about others.
+    """
+    if len(pooled_VC) < 2:
+        return torch.ones(())
+    centred_VC = pooled_VC.float() - pooled_VC.float().mean(0)
+    singular = torch.linalg.svdvals(centred_VC)
+    singular = singular * (singular > NOISE_FLOOR * pooled_VC.float().norm())
+    share = singular / singular.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    entropy: Tensor = torch.special.entr(share).sum()
+    return entropy.exp()
+
+
+@torch.no_grad()
+def weight_distance(target: nn.Module, context: nn.Module) -> Tensor:
+    """Distance of the target's weights from the context's, relative to the size of the context's.
+
+    It is 0 before the first update; with a target that never moves it only grows.
+    """
+    pairs = list(zip(target.parameters(), context.parameters(), strict=True))
+    apart = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
+    return (apart / torch.stack([b.square().sum() for _, b in pairs]).sum()).sqrt()
+
+
+def alarms(summary: Mapping[str, float]) -> list[str]:
+    """What a reader of the row must know: `collapse` when features are, or nearly are, constant."""
+    is_constant = summary["feature_std"] < MIN_FEATURE_STD or summary["token_cosine"] > MAX_TOKEN_COSINE
+    return ["collapse"] if is_constant else []

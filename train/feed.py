@@ -1,0 +1,90 @@
+"""Batches of a run: samples, one geometry each, masks, two views, and how long the loop waited for them."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from shards.reader import Dataset
+from shards.schema import Sample
+from train.augment import jitter, shift_sample
+from train.config import Recipe
+from train.data import content_tokens, endless_samples, prepare
+from train.device import Device
+from train.masks import TokenMasks, least_content, plan_masks, stack_masks
+from train.objective import Batch
+from train.seeding import fold, generator
+
+
+class Feed:
+    """Micro-batches of one optimizer step after another, a pure function of the recipe, dataset and step."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, device: Device, *, step: int) -> None:
+        """Start after `step` updates."""
+        self._recipe = recipe
+        self._device = device
+        self._used = step * recipe.train.global_batch
+        self._samples = endless_samples(dataset, recipe, start=self._used)
+        self.waited_s = 0.0
+        self.epoch = 0
+
+    def step_batches(self) -> Iterator[Batch]:
+        """The micro-batches of one step; the last one is smaller when they do not divide the batch."""
+        sizes = self._recipe.train
+        for start in range(0, sizes.global_batch, sizes.micro_batch):
+            began = time.perf_counter()
+            batch = self._next(min(sizes.micro_batch, sizes.global_batch - start))
+            self.waited_s += time.perf_counter() - began
+            yield batch
+
+    def _next(self, size: int) -> Batch:
+        drawn = [next(self._samples) for _ in range(size)]
+        self._device.seed(fold(self._recipe.train.seed, "noise", self._used))
+        self._used += size
+        self.epoch = drawn[-1][0]
+        return training_batch(drawn, self._recipe, self._device)
+
+
+def training_batch(drawn: Sequence[tuple[int, Sample]], recipe: Recipe, device: Device) -> Batch:
+    """A batch for learning: each sample is moved once, then both views are made from that one volume.
+
+    Args:
+        drawn: epoch and sample.
+        recipe: budgets, augmentation and seed.
+        device: where the batch goes.
+    """
+    seed, epochs = recipe.train.seed, [epoch for epoch, _ in drawn]
+    samples = [_move(sample, recipe, epoch) for epoch, sample in drawn]
+    masks = [
+        plan_masks(recipe, content_tokens(sample.meta, recipe), generator(seed, "masks", epoch, sample.key))
+        for epoch, sample in zip(epochs, samples, strict=True)
+    ]
+    return _batch(samples, masks, recipe, device, epochs)
+
+
+def validation_batch(samples: Sequence[Sample], recipe: Recipe, device: Device) -> Batch:
+    """A batch for scoring: no augmentation, and masks that depend on the key alone, in every run and at every step."""
+    masks = [
+        plan_masks(recipe, content_tokens(sample.meta, recipe), generator(0, "validation", sample.key))
+        for sample in samples
+    ]
+    return _batch(samples, masks, recipe, device, None)
+
+
+def _batch(
+    samples: Sequence[Sample], masks: Sequence[TokenMasks], recipe: Recipe, device: Device, epochs: list[int] | None
+) -> Batch:
+    prepared = prepare(samples, recipe, device.torch_device)
+    context = prepared.x_BDHW
+    if epochs is not None:
+        context = jitter(context, recipe.augment, [sample.key for sample in samples], recipe.train.seed, epochs)
+    return Batch.build(
+        views=(context, prepared.x_BDHW),
+        content_BN=prepared.content_BN,
+        spacing_B3=prepared.spacing_B3,
+        masks=stack_masks(masks),
+    )
+
+
+def _move(sample: Sample, recipe: Recipe, epoch: int) -> Sample:
+    """The shifted sample, or the sample as it is where the shift would leave too little content."""
+    moved = shift_sample(sample, recipe.augment, recipe.train.seed, epoch)
+    return moved if content_tokens(moved.meta, recipe).sum() >= least_content(recipe) else sample

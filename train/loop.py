@@ -1,0 +1,95 @@
+"""The training loop, from an opened dataset to a finished run folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.reader import Dataset
+from train.config import Recipe
+from train.device import Device, open_device
+from train.encoder import num_parameters
+from train.errors import TrainError, TrainingStoppedError
+from train.feed import Feed
+from train.plan import Plan, plan_run, resume
+from train.recorder import Listener, Recorder
+from train.run_folder import open_run
+from train.signals import stop_requested
+from train.step import TrainState, start_state, train_step
+
+
+def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | None = None) -> dict[str, Any]:
+    """Train, or resume, the run in `out`; returns its summary, which is also in `summary.json`.
+
+    Raises:
+        TrainError: see `train.errors`; `TrainingStoppedError` after SIGTERM, with a checkpoint saved.
+    """
+    listener = listener or Listener()
+    device = open_device(recipe.train.device, recipe.train.precision)
+    plan = plan_run(recipe, dataset)
+    run = open_run(out, plan.recipe)
+    state = start_state(plan.recipe, device)
+    for sentence in (*resume(run, state, plan, device), *describe(plan, state, device)):
+        listener.say(sentence)
+    finished = run.read_summary()
+    if finished and finished["status"] == "finished" and state.step == plan.recipe.train.max_steps:
+        listener.say(f"{out} is finished: nothing to do.")
+        return finished
+    recorder = Recorder(plan, run, state, device, listener)
+    try:
+        train(plan, state, device, recorder)
+    except TrainingStoppedError:
+        recorder.close("stopped")
+        raise
+    except TrainError:
+        recorder.close("failed", failed=True)
+        raise
+    return recorder.close("finished")
+
+
+def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> None:
+    """Step until `train.max_steps`; on the way log, validate, draw and save when each is due.
+
+    Raises:
+        TrainingStoppedError: after SIGTERM, with the state saved.
+        NonFiniteError: after too many updates in a row that are not finite.
+        ValidationError: if the validation loss measures nothing.
+    """
+    recipe = plan.recipe
+    feed = Feed(plan.train, recipe, device, step=state.step)
+    with stop_requested() as stop:
+        if state.step == 0:
+            recorder.validate()
+            recorder.draw()
+        while state.step < recipe.train.max_steps:
+            result = train_step(state, feed.step_batches(), recipe, device)
+            if due(state, recipe, recipe.log.every_steps) or state.step == 1:
+                recorder.log(result, feed)
+            if due(state, recipe, recipe.validation.every_steps):
+                recorder.validate()
+            if due(state, recipe, recipe.log.images_every_steps):
+                recorder.draw()
+            if due(state, recipe, recipe.checkpoint.every_steps) or stop.is_set():
+                recorder.save()
+            if stop.is_set() and state.step < recipe.train.max_steps:
+                raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
+
+
+def due(state: TrainState, recipe: Recipe, every_steps: int) -> bool:
+    """Every so many steps, and at the last."""
+    return state.step % every_steps == 0 or state.step == recipe.train.max_steps
+
+
+def describe(plan: Plan, state: TrainState, device: Device) -> Iterator[str]:
+    """What a person should know before the run starts."""
+    recipe, networks = plan.recipe, state.networks
+    budget = recipe.objective
+    yield (
+        f"{recipe.name}: {budget.name} on {len(plan.train.samples)} volumes, {recipe.num_tokens} tokens each, "
+        f"{budget.num_visible} visible and {budget.num_targets} predicted; "
+        f"encoder {num_parameters(networks.context) / 1e6:.1f}M parameters, "
+        f"predictor {num_parameters(networks.predictor) / 1e6:.1f}M; {device.kind} in {device.precision}"
+    )
+    if plan.dropped:
+        yield f"left out, with too little content for the budgets: {', '.join(plan.dropped)}"
+    if not plan.val.samples:
+        yield "NO VALIDATION: the dataset has no volume of the val split that passes the recipe's filters"

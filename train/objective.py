@@ -1,0 +1,135 @@
+"""The two objectives: how context and target are encoded, and what the loss compares.
+
+Shapes: B volumes, D H W voxels, N tokens of the grid, K visible tokens, T target tokens, C channels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.config import ObjectiveName, Recipe
+from train.encoder import Encoder, take_tokens
+from train.masks import TokenMasks
+from train.predictor import MlpPredictor, TransformerPredictor
+from train.rotary import Rotation
+from train.seeding import fold
+
+
+class Networks(nn.Module):
+    """The context encoder, the predictor, and the target encoder, which no gradient reaches."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.objective: ObjectiveName = recipe.objective.name
+        self.context = Encoder(recipe)
+        self.predictor = TransformerPredictor(recipe) if self.objective == "vjepa" else MlpPredictor(recipe)
+        self.target = Encoder(recipe)
+        self.target.load_state_dict(self.context.state_dict())
+        self.target.requires_grad_(False)
+
+    def learned_parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimizer moves: all but the target."""
+        yield from self.context.parameters()
+        yield from self.predictor.parameters()
+
+
+def build_networks(recipe: Recipe) -> Networks:
+    """Networks with the initial weights of the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(recipe.train.seed, "weights"))
+        return Networks(recipe)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one forward pass needs, on the device. Both views have one geometry: they differ in intensity only."""
+
+    context_BDHW: Tensor
+    target_BDHW: Tensor
+    content_BN: Tensor
+    spacing_B3: Tensor
+    visible_BK: Tensor
+    targets_BT: Tensor
+    hidden_BN: Tensor
+
+    @classmethod
+    def build(cls, *, views: tuple[Tensor, Tensor], content_BN: Tensor, spacing_B3: Tensor, masks: TokenMasks) -> Self:
+        """Put masks on the device of the views."""
+        device = content_BN.device
+        return cls(
+            context_BDHW=views[0],
+            target_BDHW=views[1],
+            content_BN=content_BN,
+            spacing_B3=spacing_B3,
+            visible_BK=torch.from_numpy(masks.visible).to(device),
+            targets_BT=torch.from_numpy(masks.targets).to(device),
+            hidden_BN=torch.from_numpy(masks.hidden).to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The loss, mean over volumes, and what it was computed from."""
+
+    loss: Tensor
+    trivial_loss: Tensor  # of the best constant prediction, near enough: the mean of these targets
+    predicted_BTC: Tensor
+    target_BTC: Tensor
+    pooled_BC: Tensor  # mean of the target's content tokens, layer-normed
+
+
+def evaluate(networks: Networks, batch: Batch) -> Outcome:
+    """Run the objective on a batch."""
+    with torch.no_grad():
+        features_BNC = networks.target(batch.target_BDHW, batch.content_BN, batch.spacing_B3).float()
+        normed_BNC = functional.layer_norm(features_BNC, features_BNC.shape[-1:])
+        target_BTC = take_tokens(normed_BNC if networks.objective == "vjepa" else features_BNC, batch.targets_BT)
+        pooled_BC = pool_content(normed_BNC, batch.content_BN)
+        trivial_loss = compare(networks.objective, target_BTC.mean((0, 1)).expand_as(target_BTC), target_BTC)
+    predicted_BTC = predict(networks, batch).float()
+    return Outcome(
+        loss=compare(networks.objective, predicted_BTC, target_BTC),
+        trivial_loss=trivial_loss,
+        predicted_BTC=predicted_BTC,
+        target_BTC=target_BTC,
+        pooled_BC=pooled_BC,
+    )
+
+
+def predict(networks: Networks, batch: Batch) -> Tensor:
+    """The predicted features at the targets, `[B, T, C]`, from the context view alone."""
+    if isinstance(networks.predictor, TransformerPredictor):
+        return _predict_from_visible(networks.context, networks.predictor, batch)
+    tokens_BNC = networks.context(batch.context_BDHW, batch.content_BN, batch.spacing_B3, hide_BN=batch.hidden_BN)
+    predicted: Tensor = networks.predictor(take_tokens(tokens_BNC, batch.targets_BT))
+    return predicted
+
+
+def _predict_from_visible(context: Encoder, predictor: TransformerPredictor, batch: Batch) -> Tensor:
+    """`vjepa`: only visible tokens enter the context encoder; all are content, so nothing needs a mask."""
+    tokens_BKC = context(batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK)
+    index_BM = torch.cat([batch.visible_BK, batch.targets_BT], dim=1)
+    rotation: Rotation = context.rotation(batch.spacing_B3, index_BM, device=index_BM.device)
+    predicted: Tensor = predictor(tokens_BKC, rotation)
+    return predicted
+
+
+def compare(objective: ObjectiveName, predicted_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """The loss of predictions against targets.
+
+    `vjepa` (Assran et al. 2025, section 2.1): L1 against layer-normed features. `methods`: mean squared error of
+    L2-normalised features, a mean over channels too, so two unrelated vectors score 2 / C: read the cosine beside it.
+    """
+    if objective == "vjepa":
+        return functional.l1_loss(predicted_BTC, target_BTC)
+    return functional.mse_loss(functional.normalize(predicted_BTC, dim=-1), functional.normalize(target_BTC, dim=-1))
+
+
+def pool_content(x_BNC: Tensor, content_BN: Tensor) -> Tensor:
+    """Mean over content tokens, `[B, C]`."""
+    weight_BN1 = content_BN[:, :, None].to(x_BNC.dtype)
+    return (x_BNC * weight_BN1).sum(1) / weight_BN1.sum(1).clamp_min(1)

@@ -1,0 +1,81 @@
+"""What a run is, decided before its first step: resolved recipe, samples that fit, and where to continue."""
+
+from dataclasses import dataclass, replace
+
+from shards.reader import Dataset
+from shards.schema import SampleRow
+from train.budget import fit_budget
+from train.checkpoint import load_state, newest_checkpoint
+from train.config import Recipe
+from train.data import select
+from train.device import Device
+from train.errors import RunFolderError, TrainError
+from train.recipe import resolve
+from train.run_folder import RunFolder, samples_sha256
+from train.step import TrainState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe and a dataset that were found to go together. `dropped` are keys with too little content."""
+
+    recipe: Recipe
+    train: Dataset
+    val: Dataset
+    dropped: tuple[str, ...]
+    dataset_sha256: str
+
+
+def plan_run(recipe: Recipe, dataset: Dataset) -> Plan:
+    """Resolve the recipe against the dataset, and check that its budgets can be filled.
+
+    Raises:
+        TrainError: if no training sample passes the recipe's filters.
+        BudgetError: if too many samples are too small.
+    """
+    train, val = (select(dataset, recipe.data, split) for split in ("train", "val"))
+    if not train.samples:
+        raise TrainError(f"{dataset.url} has no training sample that passes the recipe's `data` filters.")
+    both = (*train.samples, *val.samples)
+    recipe = resolve(recipe, grid=dataset.info["geometry"]["size"], rows=both)
+    fitting, dropped = fit_budget(replace(dataset, samples=both), recipe)
+    kept = {row.key for row in fitting.samples}
+    return Plan(
+        recipe=recipe,
+        train=_only(train, kept),
+        val=_only(val, kept),
+        dropped=dropped,
+        dataset_sha256=samples_sha256(both),
+    )
+
+
+def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> list[str]:
+    """Continue from the newest whole checkpoint of the run, if it has any.
+
+    Returns:
+        sentences for people: where it continues, and which checkpoints were passed over and why.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole.
+        RunFolderError: if the run was trained on other samples.
+    """
+    newest = newest_checkpoint(run.checkpoints)
+    said = [f"passed over a checkpoint: {reason}" for reason in newest.passed_over]
+    checkpoint = newest.checkpoint
+    if checkpoint is None:
+        had_rows = bool(run.rows())
+        run.forget_after(-1)
+        return ["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else []
+    if checkpoint.dataset_sha256 != plan.dataset_sha256:
+        raise RunFolderError(
+            f"{run.path} was trained on other samples than this dataset and these filters give: resume it with "
+            "its own dataset, or choose another --out."
+        )
+    load_state(checkpoint, state, device.torch_device)
+    run.forget_after(state.step)
+    return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
+
+
+def _only(dataset: Dataset, keys: set[str]) -> Dataset:
+    samples: tuple[SampleRow, ...] = tuple(row for row in dataset.samples if row.key in keys)
+    return replace(dataset, samples=samples)

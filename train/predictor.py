@@ -1,0 +1,66 @@
+"""Predictors: from what the context encoder knows to the target's features.
+
+Shapes as in encoder.py, and: K visible tokens, T target tokens, M = K + T.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Recipe
+from train.encoder import Block, initialise
+from train.presets import dimensions
+from train.rotary import Rotation
+
+
+class TransformerPredictor(nn.Module):
+    """V-JEPA's: a narrow transformer over visible tokens and mask tokens, told apart by their positions."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        size = dimensions(recipe.model)
+        self.embed = nn.Linear(size.dim, size.predictor_dim)
+        self.mask_token = nn.Parameter(torch.zeros(size.predictor_dim))
+        self.blocks = nn.ModuleList(
+            Block(size.predictor_dim, recipe.model.head_dim) for _ in range(size.predictor_depth)
+        )
+        self.norm = nn.LayerNorm(size.predictor_dim)
+        self.proj = nn.Linear(size.predictor_dim, size.dim)
+        initialise(self)
+
+    def forward(self, context_BKC: Tensor, rotation_BM: Rotation) -> Tensor:
+        """Predict the features of targets from visible tokens.
+
+        Args:
+            context_BKC: the context encoder's tokens.
+            rotation_BM: angles of the K visible tokens, then of the T targets.
+
+        Returns:
+            `[B, T, C]`.
+        """
+        B, K, _ = context_BKC.shape
+        visible_BKC = self.embed(context_BKC)
+        T = rotation_BM.cos.shape[2] - K
+        hidden_BTC = self.mask_token.to(visible_BKC.dtype).expand(B, T, -1)
+        x_BMC = torch.cat([visible_BKC, hidden_BTC], dim=1)
+        for block in self.blocks:
+            x_BMC = block(x_BMC, rotation_BM, None)
+        predicted: Tensor = self.proj(self.norm(x_BMC[:, K:]))
+        return predicted
+
+
+class MlpPredictor(nn.Module):
+    """The methods text's: dim-dim-dim with BatchNorm1d and GELU, on each masked token alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        dim = dimensions(recipe.model).dim
+        self.fc1 = nn.Linear(dim, dim)
+        self.norm = nn.BatchNorm1d(dim)
+        self.fc2 = nn.Linear(dim, dim)
+        initialise(self)
+
+    def forward(self, masked_BTC: Tensor) -> Tensor:
+        B, T, C = masked_BTC.shape
+        hidden = nn.functional.gelu(self.norm(self.fc1(masked_BTC.reshape(B * T, C))))
+        predicted: Tensor = self.fc2(hidden)
+        return predicted.view(B, T, C)

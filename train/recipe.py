@@ -1,0 +1,162 @@
+"""Recipes as files: reading, overriding, resolving against a dataset, and comparing."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pydantic
+import yaml
+
+from shards.schema import SampleRow
+from train.config import Recipe, Section
+from train.errors import RecipeError
+from train.presets import dimensions, positions
+
+RECIPES: Final = Path(__file__).parent / "recipes"
+SPACING_TOLERANCE: Final = 1e-3  # relative; stored spacings of one geometry agree to float rounding
+
+# Keys that say where and how a run computes, not what: a run may be resumed with others.
+MACHINE_KEYS: Final = ("train.device", "train.micro_batch", "data.workers", "log.", "checkpoint.")
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that ship with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file, and apply `a.b=c` overrides.
+
+    Raises:
+        RecipeError: if there is no such recipe, a key is not known, or a value does not fit.
+    """
+    path = _find(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds {type(values).__name__}, not the keys of a recipe.")
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values)
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Check values against the schema of a recipe.
+
+    Raises:
+        RecipeError: names the first key that is not known with its nearest neighbour, or the value that fails.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise RecipeError(_sentence(error)) from error
+    dimensions(recipe.model)
+    return recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML; reading it again gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow]) -> Recipe:
+    """Write down what the recipe leaves to its preset and to the dataset, so that the run describes itself.
+
+    Args:
+        recipe: as the user gave it.
+        grid: voxels `[D, H, W]` of the dataset's volumes.
+        rows: the samples of the run, for their spacing.
+    """
+    values = recipe.model_dump(mode="json")
+    values["data"]["grid"] = recipe.data.grid or list(grid)
+    values["model"].update(asdict(dimensions(recipe.model)), positions=positions(recipe))
+    if values["model"]["positions"] == "rope" and recipe.model.rope_reference_mm is None:
+        values["model"]["rope_reference_mm"] = _reference_spacing(rows)
+    return parse_recipe(values)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """`key: old -> new` for each key that would make a resumed run another run."""
+    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(MACHINE_KEYS)
+    ]
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in recipe_names():
+        return RECIPES / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return path
+    raise RecipeError(
+        f"there is no recipe {name_or_path!r}: give the path of a .yaml file, or one of {', '.join(recipe_names())}."
+    )
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key; the value is read as YAML, as it would be in a file."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override} is not of the form key=value, e.g. --set train.max_steps=100.")
+    *parents, leaf = key.split(".")
+    place = values
+    for parent in parents:
+        inside = place.setdefault(parent, {})
+        if not isinstance(inside, dict):
+            raise RecipeError(_unknown(key))
+        place = inside
+    try:
+        place[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: {text!r} is not a YAML value.") from error
+
+
+def _sentence(error: pydantic.ValidationError) -> str:
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown(key)
+    return f"recipe key `{key or 'recipe'}`: {first['msg']}, but it is {first['input']!r}."[:500]
+
+
+def _unknown(key: str) -> str:
+    keys = list(_keys(Recipe))
+    by_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    nearest = by_leaf or difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+    return f"recipe key `{key}` is not known; the nearest is `{nearest[0]}`."
+
+
+def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            yield from _keys(info.annotation, f"{prefix}{name}.")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _reference_spacing(rows: Sequence[SampleRow]) -> list[float] | None:
+    """The median spacing when spacing differs between volumes, else None: then grid indices are as good."""
+    if not rows:
+        return None
+    spacing = np.array([[row.spacing_d_mm, row.spacing_h_mm, row.spacing_w_mm] for row in rows])
+    median = np.median(spacing, axis=0)
+    if np.all(np.abs(spacing - median) <= SPACING_TOLERANCE * median):
+        return None
+    return [float(f"{value:.6g}") for value in median]

@@ -1,0 +1,147 @@
+"""What a run leaves behind: rows, pictures, checkpoints and a summary."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards.reader import read_sample
+from train.checkpoint import save_checkpoint
+from train.device import Device
+from train.diagnostics import alarms, weight_distance
+from train.encoder import num_parameters
+from train.feed import Feed, validation_batch
+from train.plan import Plan
+from train.report import save_masks
+from train.run_folder import RunFolder
+from train.step import StepResult, TrainState
+from train.tracking import Tracker
+from train.validation import check_varies, validate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who hears what happens: each row of `metrics.jsonl`, and sentences for people."""
+
+    row: Callable[[Mapping[str, Any]], None] = lambda _row: None
+    say: Callable[[str], None] = lambda _sentence: None
+
+
+class Recorder:
+    """Writes the run folder, and tells the listener and W&B."""
+
+    def __init__(self, plan: Plan, run: RunFolder, state: TrainState, device: Device, listener: Listener) -> None:
+        self._plan, self._run, self._state, self._device, self._listener = plan, run, state, device, listener
+        self._tracker = Tracker(run, plan.recipe)
+        self._rows = run.rows()
+        self._began = self._mark = time.perf_counter()
+        self._marked_step, self._marked_wait_s = state.step, 0.0
+
+    def log(self, result: StepResult, feed: Feed) -> None:
+        """A row about the step just made, with the throughput since the row before."""
+        state, recipe = self._state, self._plan.recipe
+        elapsed = time.perf_counter() - self._mark
+        volumes = (state.step - self._marked_step) * recipe.train.global_batch
+        row = {
+            "split": "train",
+            "step": state.step,
+            "samples": state.step * recipe.train.global_batch,
+            "epoch": feed.epoch,
+            **result.summary,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "ema_momentum": result.momentum,
+            "target_context_distance": float(weight_distance(state.networks.target, state.networks.context)),
+            "volumes_per_s": volumes / elapsed,
+            "data_wait": (feed.waited_s - self._marked_wait_s) / elapsed,
+            "skipped": state.skipped,
+            "peak_memory_bytes": self._device.peak_memory_bytes(),
+            "alarms": alarms(result.summary),
+        }
+        self._publish(row)
+        self._marked_step, self._marked_wait_s = state.step, feed.waited_s
+        self._mark = time.perf_counter()
+
+    def validate(self) -> None:
+        """Score the held-out volumes, if there are any, and refuse a score that measures nothing."""
+        if not self._plan.val.samples:
+            return
+        began = time.perf_counter()
+        state, recipe = self._state, self._plan.recipe
+        summary = validate(state.networks, self._plan.val, recipe, self._device)
+        previous = [row["loss"] for row in self._rows if row["split"] == "val" and row["step"] < state.step]
+        check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
+        samples = state.step * recipe.train.global_batch
+        row = {"split": "val", "step": state.step, "samples": samples, **summary, "alarms": alarms(summary)}
+        self._publish(row)
+        self._mark += time.perf_counter() - began
+
+    def draw(self) -> None:
+        """A picture of one volume with its masks: always the same one, held out if there are such."""
+        dataset = self._plan.val if self._plan.val.samples else self._plan.train
+        sample = read_sample(dataset, dataset.samples[0])
+        path = self._run.media / f"masks-{self._state.step:08d}.png"
+        batch = validation_batch([sample], self._plan.recipe, self._device)
+        save_masks(path, batch, self._plan.recipe, title=f"{sample.key}, step {self._state.step}")
+        self._tracker.picture(path, self._state.step)
+
+    def save(self) -> None:
+        """A checkpoint of the state as it is."""
+        began = time.perf_counter()
+        save_checkpoint(
+            self._run.checkpoints,
+            self._state,
+            self._plan.recipe,
+            dataset_sha256=self._plan.dataset_sha256,
+            keep=self._plan.recipe.checkpoint.keep,
+        )
+        self._mark += time.perf_counter() - began
+
+    def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:
+        """Write the summary, and end the W&B run."""
+        summary = self.summary(status)
+        self._run.write_summary(summary)
+        self._tracker.close(failed=failed)
+        return summary
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """The run in one object: what it is, how far it came, and its last measures."""
+        state, recipe = self._state, self._plan.recipe
+        networks, step = state.networks, state.step
+        train, val = ([row for row in self._rows if row["split"] == split] for split in ("train", "val"))
+        return {
+            "status": status,
+            "recipe": recipe.name,
+            "recipe_sha256": recipe.hash(),
+            "dataset_sha256": self._plan.dataset_sha256,
+            "device": self._device.kind,
+            "precision": self._device.precision,
+            "step": step,
+            "samples": step * recipe.train.global_batch,
+            "epochs": step * recipe.train.global_batch / len(self._plan.train.samples),
+            "seconds": time.perf_counter() - self._began,
+            "num_train": len(self._plan.train.samples),
+            "num_val": len(self._plan.val.samples),
+            "dropped": list(self._plan.dropped),
+            "skipped": state.skipped,
+            "parameters": {
+                "encoder": num_parameters(networks.context),
+                "predictor": num_parameters(networks.predictor),
+            },
+            "alarms": sorted({alarm for row in self._rows for alarm in row["alarms"]}),
+            "train": {"first": train[0], "last": train[-1]} if train else None,
+            "validation": {"first": val[0], "last": val[-1]} if val else "none",
+        }
+
+    def _publish(self, measured: Mapping[str, Any]) -> None:
+        """Send a row everywhere; JSON has no NaN, so what is not finite becomes null."""
+        row = {name: None if _is_not_finite(value) else value for name, value in measured.items()}
+        self._rows.append(row)
+        self._run.append_row(row)
+        self._tracker.row(row)
+        self._listener.row(row)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,107 @@
+"""A run folder: created once, resumed by the same command, never mixed up with another run."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.schema import SampleRow
+from train.checkpoint import CHECKPOINTS
+from train.config import Recipe
+from train.errors import RunFolderError
+from train.recipe import differences, load_recipe, recipe_text
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """Where a run keeps what it makes; see DESIGN section 6."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def media(self) -> Path:
+        return self.path / "media"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        return list(_whole_rows(self.metrics)) if self.metrics.exists() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run will do again, so that each step has one."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_text(self.summary, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        return json.loads(self.summary.read_text()) if self.summary.exists() else None
+
+
+def open_run(out: Path, recipe: Recipe) -> RunFolder:
+    """Create a run folder, or open the one that this recipe made.
+
+    Raises:
+        RunFolderError: if the folder holds another recipe's run (says which keys differ), or other files.
+    """
+    run = RunFolder(path=out)
+    existing = out / RECIPE_FILE
+    if existing.exists():
+        changed = differences(load_recipe(str(existing)), recipe)
+        if changed:
+            raise RunFolderError(
+                f"{out} is a run of another recipe ({'; '.join(changed)}): resume it with its own recipe, or choose "
+                "another --out."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} exists and is not a run folder: choose another --out.")
+    try:
+        run.media.mkdir(parents=True, exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        write_text(existing, recipe_text(recipe))
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot be written ({error}): choose another --out.") from error
+    return run
+
+
+def samples_sha256(samples: Sequence[SampleRow]) -> str:
+    """What was trained on: a hash over keys and contents, in key order."""
+    digest = hashlib.sha256()
+    for row in sorted(samples, key=lambda row: row.key):
+        digest.update(f"{row.key} {row.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

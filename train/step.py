@@ -1,0 +1,108 @@
+"""One optimizer step: forward, backward, measure, clip, move, follow.
+
+Shapes: B volumes, N tokens, V recent volumes, C channels.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from train.config import Recipe
+from train.device import Device
+from train.diagnostics import measure, pooled, rankme, summarise
+from train.errors import NonFiniteError
+from train.objective import Batch, Networks, build_networks, evaluate
+from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
+
+WINDOW: Final = 64  # volumes; a batch alone is too small to show a rank
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """All that changes while training, and all that a checkpoint holds. `step` counts updates, also skipped ones."""
+
+    networks: Networks
+    optimizer: torch.optim.AdamW
+    recent_VC: Tensor  # the target's pooled features of the latest volumes, V <= WINDOW, for the rank across them
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Measurements of one step, over the whole batch."""
+
+    summary: dict[str, float]
+    grad_norm: float
+    lr: float
+    momentum: float
+    applied: bool
+
+
+def start_state(recipe: Recipe, device: Device) -> TrainState:
+    """Initial weights of the recipe's seed, and an empty optimizer, on the device."""
+    networks = build_networks(recipe).to(device.torch_device).train()
+    return TrainState(
+        networks=networks,
+        optimizer=build_optimizer([networks.context, networks.predictor], recipe.optim),
+        recent_VC=torch.zeros(0, networks.target.dim, device=device.torch_device),
+    )
+
+
+def train_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device: Device) -> StepResult:
+    """Accumulate the batch, then update the weights and the target once.
+
+    Each micro-batch counts by its number of volumes, so the gradient is the mean over the whole batch however
+    it is cut. The gradient's norm is that before clipping. An update that is not finite is left out and counted.
+
+    Raises:
+        NonFiniteError: after `train.max_nonfinite` such updates in a row.
+    """
+    state.optimizer.zero_grad(set_to_none=True)
+    buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
+    measures = []
+    for batch in batches:
+        with device.autocast():
+            outcome = evaluate(state.networks, batch)
+        torch.autograd.backward(outcome.loss * len(batch.content_BN) / recipe.train.global_batch)
+        measures.append(measure(outcome, batch))
+    result = _update(state, summarise(measures), recipe, device)
+    if result.applied:
+        state.recent_VC = torch.cat([state.recent_VC, pooled(measures)])[-WINDOW:]
+    else:
+        for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    _count_skips(state, recipe, result)
+    return replace(result, summary={**result.summary, "rankme": float(rankme(state.recent_VC))})
+
+
+def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device: Device) -> StepResult:
+    lr = learning_rate(state.step, recipe.train.max_steps, recipe.optim)
+    momentum = ema_momentum(state.step, recipe.train.max_steps, recipe.optim)
+    parameters = list(state.networks.learned_parameters())
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.grad_clip))
+    applied = math.isfinite(summary["loss"]) and math.isfinite(grad_norm)
+    if applied:
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        move_target(state.networks.target, state.networks.context, momentum)
+    device.end_step()
+    state.step += 1
+    return StepResult(summary=summary, grad_norm=grad_norm, lr=lr, momentum=momentum, applied=applied)
+
+
+def _count_skips(state: TrainState, recipe: Recipe, result: StepResult) -> None:
+    state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
+    state.skipped += not result.applied
+    if state.skipped_in_a_row >= recipe.train.max_nonfinite:
+        raise NonFiniteError(
+            f"{state.skipped_in_a_row} updates in a row up to step {state.step} were not finite "
+            f"(loss {result.summary['loss']}, gradient norm {result.grad_norm}); lower optim.lr or optim.grad_clip, "
+            "or set train.precision=fp32, and resume from the last checkpoint."
+        )

@@ -1,0 +1,71 @@
+"""Weights & Biases: online with a key, else in files in the run folder; neither host nor command line is recorded."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config import Recipe
+from train.run_folder import RunFolder, write_text
+
+
+class Tracker:
+    """Sends rows and pictures to W&B, or nowhere when the recipe has `log.wandb: false`."""
+
+    def __init__(self, run: RunFolder, recipe: Recipe) -> None:
+        self._wandb_run = _start(run, recipe) if recipe.log.wandb else None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Log the numbers of a row; validation under `val/`."""
+        if self._wandb_run is not None:
+            prefix = f"{row['split']}/"
+            numbers = {prefix + name: value for name, value in row.items() if isinstance(value, int | float)}
+            self._wandb_run.log(numbers, step=row["step"])
+
+    def picture(self, path: Path, step: int) -> None:
+        """Log a PNG of the media folder."""
+        if self._wandb_run is not None:
+            import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
+
+            self._wandb_run.log({f"media/{path.stem.rpartition('-')[0]}": wandb.Image(str(path))}, step=step)
+
+    def close(self, *, failed: bool = False) -> None:
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code=int(failed))
+
+
+def _start(run: RunFolder, recipe: Recipe) -> Any:
+    import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
+
+    settings = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        host="",
+        program="",
+        silent=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    return wandb.init(
+        project="fovea",
+        id=_identity(run.path / "wandb.json"),
+        name=recipe.name,
+        config=recipe.model_dump(mode="json"),
+        dir=str(run.path),
+        mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
+        resume="allow",
+        settings=settings,
+    )
+
+
+def _identity(path: Path) -> str:
+    """The same W&B run after a resume."""
+    if not path.exists():
+        write_text(path, json.dumps({"id": secrets.token_hex(8)}) + "\n")
+    identity: str = json.loads(path.read_text())["id"]
+    return identity

@@ -1,0 +1,58 @@
+"""Scoring on held-out volumes, with masks that never change, and proof that the score measures something."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from shards.reader import Dataset, read_sample
+from shards.schema import Sample
+from train.config import Recipe
+from train.device import Device
+from train.diagnostics import measure, pooled, rankme, summarise
+from train.errors import ValidationError
+from train.feed import validation_batch
+from train.objective import Networks, evaluate
+
+
+def validate(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device) -> dict[str, float]:
+    """Every volume of the dataset once: mean loss, cosine and the measures of diagnostics."""
+    networks.eval()
+    measures = []
+    with torch.no_grad():
+        for samples in _groups(dataset, recipe.train.micro_batch):
+            batch = validation_batch(samples, recipe, device)
+            with device.autocast():
+                outcome = evaluate(networks, batch)
+            measures.append(measure(outcome, batch))
+            device.end_step()
+    networks.train()
+    rank = float(rankme(pooled(measures)))
+    return {**summarise(measures), "rankme": rank, "num_volumes": float(len(dataset.samples))}
+
+
+def check_varies(loss: float, step: int, *, previous: float | None) -> None:
+    """Refuse a validation loss that cannot tell one model from another.
+
+    The predecessor validated with an empty mask: its loss was exactly 0 at every epoch, so the first was "best".
+
+    Args:
+        loss: of this validation.
+        step: updates made so far.
+        previous: loss of the validation before, with at least one update in between.
+
+    Raises:
+        ValidationError: if the loss is not finite, exactly 0, or exactly what it was.
+    """
+    if not math.isfinite(loss) or loss == 0:
+        raise ValidationError(f"the validation loss at step {step} is {loss}: it measures nothing; look at its masks.")
+    if loss == previous:
+        raise ValidationError(
+            f"the validation loss at step {step} is exactly what it was before ({loss}): the weights it scores do "
+            "not change, or it does not look at them."
+        )
+
+
+def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
+    for start in range(0, len(dataset.samples), size):
+        yield [read_sample(dataset, row) for row in dataset.samples[start : start + size]]
