@@ -91,10 +91,10 @@ def check_rows(sources: Sequence[SourceRow], samples: Sequence[SampleRow], shard
 
 
 def _remove_strays(job: IngestJob, committed: set[str]) -> None:
-    """Shards and half-written files of an earlier, interrupted plan are no part of this dataset."""
-    fs, folder = fsspec.core.url_to_fs(f"{job.dataset}/shards")
-    if not fs.exists(folder):
-        return
-    for path in fs.ls(folder, detail=False):
-        if path.rpartition("/")[2] not in committed:
-            fs.rm(path)
+    """Shards and half-written files of an earlier, interrupted run are no part of this dataset."""
+    for name in ("shards", "manifests"):
+        fs, folder = fsspec.core.url_to_fs(f"{job.dataset}/{name}")
+        found = fs.ls(folder, detail=False) if fs.exists(folder) else []
+        for path in found:
+            if path.rpartition("/")[2] not in committed:
+                fs.rm(path)

@@ -66,15 +66,21 @@ def _draw_interval(axes: Any, place: int, evaluation: Evaluation, colour: str) -
     axes.plot(evaluation.scores.balanced_accuracy.value, place, "o", color=colour, markersize=7)
 
 
-def curve_png(rows: Sequence[Mapping[str, Any]], column: str) -> bytes:
-    """A column of `metrics.jsonl` by step; rows that hold no finite number there are skipped."""
-    points = [(row["step"], row[column]) for row in rows if is_number(row.get(column)) and is_number(row.get("step"))]
+def curve_png(rows: Sequence[Mapping[str, Any]], column: str, reference: str = "") -> bytes:
+    """A column of `metrics.jsonl` by step, and a dashed one to compare it with; what is no finite number is skipped."""
     figure, axes = _figure(5.0, 2.5)
-    axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=1.6, marker="o", markersize=2.5)
+    axes.plot(*_points(rows, column), color=ACCENT, linewidth=1.6, marker="o", markersize=2.5)
+    axes.plot(*_points(rows, reference), color=WARM, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xlabel("step", fontsize=8)
     axes.grid(visible=True, color=LINE, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:
+    """Steps and values."""
+    shown = [row for row in rows if is_number(row.get(column)) and is_number(row.get("step"))]
+    return [row["step"] for row in shown], [row[column] for row in shown]
 
 
 def is_number(value: object) -> bool:

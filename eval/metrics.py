@@ -87,7 +87,8 @@ def macro(metrics: Sequence[Metric]) -> Metric:
     """The mean over classes; undefined if it is for any class, for then it would be a mean of other things."""
     missing = [metric.undefined for metric in metrics if metric.undefined]
     if missing:
-        return Metric(value=None, undefined="; ".join(dict.fromkeys(missing)))
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        return Metric(value=None, undefined=missing[0] + others)
     return Metric(value=float(np.mean([metric.value for metric in metrics])))
 
 

@@ -64,17 +64,26 @@ def _summary(training: Sequence[Mapping[str, Any]], probe: ProbeResult) -> Html:
     return cards(items)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A column of `metrics.jsonl` to show; `reference` is the column that is drawn dashed beside it."""
+
+    split: str
+    column: str
+    caption: str
+    reference: str = ""
+
+
+CONSTANT: Final = "dashed: a prediction that is constant"
 CURVES: Final = (
-    ("train", "loss", "Training loss"),
-    ("val", "loss", "Validation loss"),
-    ("val", "feature_std", "Standard deviation of the target's features, validation (0 is collapse)"),
-    ("val", "rankme", "RankMe, validation: effective number of dimensions across volumes"),
-    (
-        "train",
-        "target_context_distance",
-        "Distance of the target's weights from the context's (0: the target is a copy)",
+    Curve(split="train", column="loss", caption=f"Training loss, by step ({CONSTANT})", reference="loss_trivial"),
+    Curve(split="val", column="loss", caption=f"Validation loss, by step ({CONSTANT})", reference="loss_trivial"),
+    Curve(split="val", column="cosine", caption=f"Validation cosine, by step ({CONSTANT})", reference="cosine_trivial"),
+    Curve(
+        split="val", column="rankme", caption="RankMe: dimensions that features of the validation split span, by step"
     ),
-    ("train", "grad_norm", "Gradient norm before clipping"),
+    Curve(split="train", column="target_context_distance", caption="Distance of target and context weights, by step"),
+    Curve(split="train", column="grad_norm", caption="Gradient norm before clipping, by step"),
 )
 
 
@@ -82,8 +91,7 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> Html:
     """The loss in training and on held-out volumes, the signs of collapse, and every alarm that was raised."""
     alarms = sorted({str(alarm) for row in rows for alarm in row.get("alarms", ())})
     parts = [heading("Training"), *(paragraph(f"Alarm in training: {alarm}.", "verdict bad") for alarm in alarms)]
-    curves = [_curve(split_rows(rows, split), column, line) for split, column, line in CURVES]
-    return join([*parts, pair(curves)])
+    return join([*parts, pair(_curve(split_rows(rows, curve.split), curve) for curve in CURVES)])
 
 
 def split_rows(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, Any]]:
@@ -91,10 +99,10 @@ def split_rows(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[st
     return [row for row in rows if row.get("split", "train") == split]
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], column: str, line: str) -> Html:
-    if not any(is_number(row.get(column)) for row in rows):
-        return paragraph(f"{line}: nothing was logged.", "lead")
-    return figure(curve_png(rows, column), f"{line}, by step")
+def _curve(rows: Sequence[Mapping[str, Any]], curve: Curve) -> Html:
+    if not any(is_number(row.get(curve.column)) for row in rows):
+        return paragraph(f"{curve.caption}: nothing was logged.", "lead")
+    return figure(curve_png(rows, curve.column, curve.reference), curve.caption)
 
 
 def probe_section(probe: ProbeResult) -> Html:

@@ -105,7 +105,10 @@ def check_replaceable(path: Path, attributes: Mapping[str, Any], *, force: bool)
     """
     if not path.exists():
         return
-    found = read_attributes(path)
+    try:
+        found = read_attributes(path)
+    except EmbeddingsError as error:
+        raise EmbeddingsError(f"{path} exists and holds no embeddings: choose another --out.") from error
     differing = sorted(name for name in {*found, *attributes} if found.get(name) != attributes.get(name))
     if differing and not force:
         raise EmbeddingsError(

@@ -33,3 +33,9 @@ def say(line: str) -> None:
     """One plain line on standard output."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def note(line: str) -> None:
+    """One plain line on standard error: what is going on, beside the result."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -32,14 +32,14 @@ def command(
     from train.recorder import Listener
 
     speak = _whisper if json else say
-    summary = pretrain(chosen, open_dataset(data), out, Listener(row=_Rows(chosen.train.max_steps, speak), say=speak))
+    summary = pretrain(chosen, open_dataset(data), out, Listener(row=Rows(chosen.train.max_steps, speak), say=speak))
     if json:
         print_json({"out": str(out), **summary})
     else:
         _report(out, summary)
 
 
-class _Rows:
+class Rows:
     """Shows rows: one line that is rewritten on a terminal, plain lines otherwise."""
 
     def __init__(self, max_steps: int, speak: Any) -> None:

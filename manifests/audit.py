@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 
 import fsspec
 
-from manifests.errors import AuditError
+from manifests.errors import AuditError, NoDatasetError
 from manifests.reasons import Reason
 from manifests.rows import SOURCE_COLUMNS, Status
 from manifests.store import read_csv
@@ -83,6 +83,7 @@ class AuditReport:
     geometry: str
     code_version: str
     num_files: int
+    num_archives: int
     by_status: Mapping[str, int]
     by_reason: tuple[ReasonCount, ...]
     by_warning: Mapping[str, int]
@@ -98,9 +99,10 @@ class AuditReport:
 
     @property
     def equation(self) -> str:
-        """`"58 files = 47 accepted + 8 rejected + 1 duplicate + 2 excluded"`."""
+        """`"58 files = 47 accepted + 8 rejected + 1 duplicate + 2 excluded"`; ZIPs that were opened are accepted."""
         parts = " + ".join(f"{self.by_status[status]} {status}" for status in STATUSES)
-        return f"{self.num_files} files = {parts}"
+        opened = f" (of the accepted, {self.num_archives} ZIP with rows for its members)" if self.num_archives else ""
+        return f"{self.num_files} files = {parts}{opened}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"adds_up": self.adds_up}
@@ -110,6 +112,7 @@ def audit(url: str) -> AuditReport:
     """Read the tables of the dataset at `url` and account for every file.
 
     Raises:
+        NoDatasetError: if there is nothing at `url`.
         AuditError: if a table is missing, is not UTF-8 CSV, or lacks a column.
     """
     return account(read_tables(url), url=url)
@@ -118,6 +121,8 @@ def audit(url: str) -> AuditReport:
 def read_tables(url: str) -> Tables:
     """The CSV manifests and `dataset.json`, unparsed beyond their cells."""
     fs, root = fsspec.core.url_to_fs(url)
+    if not fs.exists(root):
+        raise NoDatasetError(f"there is no dataset at {url}.")
     rows = {name: _read_rows(fs, f"{root}/manifests/{name}.csv", columns) for name, columns in TABLES.items()}
     try:
         info = json.loads(_read(fs, f"{root}/dataset.json"))
@@ -158,6 +163,7 @@ def account(tables: Tables, *, url: str = "") -> AuditReport:
         geometry=str(tables.info.get("geometry", {}).get("name", "unknown")),
         code_version=str(tables.info.get("code_version", "unknown")),
         num_files=len(tables.sources),
+        num_archives=sum(_is_archive(row) for row in tables.sources),
         by_status={status: statuses[status] for status in STATUSES},
         by_reason=_by_reason(tables),
         by_warning=_by_warning(tables.sources),
@@ -218,13 +224,13 @@ def _split_count(split: str, rows: Sequence[Row]) -> SplitCount:
 def _by_protocol(sources: Sequence[Row]) -> tuple[ProtocolSummary, ...]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sources:
-        if row["status"] == "accepted":
+        if _is_volume(row):
             groups.setdefault((row["device"], row["protocol"]), []).append(row)
     return tuple(_protocol_summary(device, protocol, rows) for (device, protocol), rows in sorted(groups.items()))
 
 
 def _protocol_summary(device: str, protocol: str, rows: Sequence[Row]) -> ProtocolSummary:
-    shapes = Counter(" x ".join(row[name] or "?" for name in ("num_frames", "rows", "columns")) for row in rows)
+    shapes = Counter("x".join(row[name] or "?" for name in ("num_frames", "rows", "columns")) for row in rows)
     ranges = {name: _range(row[name] for row in rows) for name in SPACING_COLUMNS}
     return ProtocolSummary(
         device=device,
@@ -266,8 +272,17 @@ def _row_problems(sources: Sequence[Row]) -> Iterable[str]:
             yield f"{row['path']}: status {row['status']} with reason {row['reason']!r}."
         if row["reason"] and row["reason"] not in known:
             yield f"{row['path']}: reason {row['reason']!r} is not a known code."
-        if row["status"] == "accepted" and not all(_plausible(row[name]) for name in SPACING_COLUMNS):
+        if _is_volume(row) and not all(_plausible(row[name]) for name in SPACING_COLUMNS):
             yield f"{row['path']}: accepted with spacing {[row[name] for name in SPACING_COLUMNS]} mm."
+
+
+def _is_archive(row: Row) -> bool:
+    """A ZIP that was opened: accepted, but its members have rows of their own."""
+    return row["status"] == "accepted" and not row["key"] and row["path"].lower().endswith(".zip")
+
+
+def _is_volume(row: Row) -> bool:
+    return row["status"] == "accepted" and not _is_archive(row)
 
 
 def _plausible(cell: str) -> bool:
@@ -310,7 +325,8 @@ def _rejected_problems(tables: Tables) -> Iterable[str]:
 def _sample_problems(tables: Tables) -> Iterable[str]:
     """An accepted file is one sample, in the shard that its row names, and nothing else is."""
     yield from _repeated("samples.csv lists", (row["key"] for row in tables.samples))
-    accepted = {(row["key"], row["shard"]) for row in tables.sources if row["status"] == "accepted"}
+    yield from _repeated("sources.csv accepts", (row["key"] for row in tables.sources if _is_volume(row)))
+    accepted = {(row["key"], row["shard"]) for row in tables.sources if _is_volume(row)}
     samples = {(row["key"], row["shard"]) for row in tables.samples}
     for key, shard in sorted(accepted - samples):
         yield f"{key} was accepted into {shard}, but samples.csv has no such row."

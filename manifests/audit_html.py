@@ -80,16 +80,7 @@ def _meaning(code: str) -> tuple[str, str]:
 
 def volumes(report: AuditReport) -> Html:
     """Native spacing and shape of what was accepted, by protocol."""
-    columns = [
-        "Device",
-        "Protocol",
-        "Volumes",
-        "B-scan step (mm)",
-        "Axial (mm)",
-        "Lateral (mm)",
-        "Shapes",
-        "Spacing from",
-    ]
+    columns = ["Protocol", "Volumes", "B-scan step (mm)", "Axial (mm)", "Lateral (mm)", "Shapes", "Spacing from"]
     rows = [_protocol_row(protocol) for protocol in report.protocols]
     parts = [heading("Spacing and shape of the accepted volumes")]
     parts += [
@@ -106,7 +97,6 @@ def volumes(report: AuditReport) -> Html:
 
 def _protocol_row(summary: ProtocolSummary) -> list[object]:
     return [
-        summary.device,
         summary.protocol,
         summary.num_files,
         _range(summary.spacing_d_mm),
@@ -125,7 +115,7 @@ def _range(values: Range | None) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    shown = [f"{name} ({number})" for name, number in list(counts.items())[:4]]
+    shown = [f"{name.replace(';', ', ')} ({number})" for name, number in list(counts.items())[:4]]
     return "; ".join(shown) + (f"; {len(counts) - 4} more" if len(counts) > 4 else "")
 
 

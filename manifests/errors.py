@@ -21,3 +21,9 @@ class JoinError(CohortError):
 
 class AuditError(ManifestError):
     """A dataset's tables cannot be read as tables: one is missing, or has other columns or values."""
+
+
+class NoDatasetError(AuditError):
+    """There is nothing where the dataset should be."""
+
+    exit_code = 2

@@ -259,7 +259,7 @@ def _read_range(dataset: Dataset, row: SampleRow, start: int, size: int) -> memo
 
 
 def _read_local(fs: AbstractFileSystem, path: str, start: int, size: int) -> npt.NDArray[np.uint8]:
-    """Read straight into the sample's memory; opening the file each time costs 20 us of 2 ms, so nothing is cached."""
+    """Read straight into the sample's memory; opening takes under 0.1 of 2.5 ms, so no open file is kept."""
     data = np.empty(size, np.uint8)
     with fs.open(path, "rb") as file:
         file.seek(start)

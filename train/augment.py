@@ -30,8 +30,8 @@ def shift_sample(sample: Sample, config: AugmentConfig, seed: int, epoch: int) -
 def shift_volume(volume: Volume, shift: tuple[int, ...]) -> Volume:
     """The volume moved by `shift` voxels per axis, zero where nothing came from."""
     moved = np.zeros_like(volume)
-    target = tuple(slice(max(0, s), min(n, n + s)) for s, n in zip(shift, volume.shape, strict=True))
-    source = tuple(slice(max(0, -s), min(n, n - s)) for s, n in zip(shift, volume.shape, strict=True))
+    target = tuple(slice(max(0, s), max(0, min(n, n + s))) for s, n in zip(shift, volume.shape, strict=True))
+    source = tuple(slice(max(0, -s), max(0, min(n, n - s))) for s, n in zip(shift, volume.shape, strict=True))
     moved[target] = volume[source]
     return moved
 

@@ -23,16 +23,16 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     Raises:
         TrainError: see `train.errors`; `TrainingStoppedError` after SIGTERM, with a checkpoint saved.
     """
-    listener = listener or Listener()
+    say = (listener or Listener()).say
     device = open_device(recipe.train.device, recipe.train.precision)
     plan = plan_run(recipe, dataset)
     run = open_run(out, plan.recipe)
     state = start_state(plan.recipe, device)
     for sentence in (*resume(run, state, plan, device), *describe(plan, state, device)):
-        listener.say(sentence)
+        say(sentence)
     finished = run.read_summary()
     if finished and finished["status"] == "finished" and state.step == plan.recipe.train.max_steps:
-        listener.say(f"{out} is finished: nothing to do.")
+        say(f"{out} is finished: nothing to do.")
         return finished
     recorder = Recorder(plan, run, state, device, listener)
     try:

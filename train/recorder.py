@@ -31,10 +31,13 @@ class Listener:
 class Recorder:
     """Writes the run folder, and tells the listener and W&B."""
 
-    def __init__(self, plan: Plan, run: RunFolder, state: TrainState, device: Device, listener: Listener) -> None:
-        self._plan, self._run, self._state, self._device, self._listener = plan, run, state, device, listener
+    def __init__(
+        self, plan: Plan, run: RunFolder, state: TrainState, device: Device, listener: Listener | None = None
+    ) -> None:
+        self._plan, self._run, self._state, self._device = plan, run, state, device
+        self._listener = listener or Listener()
         self._tracker = Tracker(run, plan.recipe)
-        self._rows = run.rows()
+        self.rows = run.rows()
         self._began = self._mark = time.perf_counter()
         self._marked_step, self._marked_wait_s = state.step, 0.0
 
@@ -70,7 +73,7 @@ class Recorder:
         began = time.perf_counter()
         state, recipe = self._state, self._plan.recipe
         summary = validate(state.networks, self._plan.val, recipe, self._device)
-        previous = [row["loss"] for row in self._rows if row["split"] == "val" and row["step"] < state.step]
+        previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
         row = {"split": "val", "step": state.step, "samples": samples, **summary, "alarms": alarms(summary)}
@@ -109,7 +112,7 @@ class Recorder:
         """The run in one object: what it is, how far it came, and its last measures."""
         state, recipe = self._state, self._plan.recipe
         networks, step = state.networks, state.step
-        train, val = ([row for row in self._rows if row["split"] == split] for split in ("train", "val"))
+        train, val = ([row for row in self.rows if row["split"] == split] for split in ("train", "val"))
         return {
             "status": status,
             "recipe": recipe.name,
@@ -129,7 +132,7 @@ class Recorder:
                 "encoder": num_parameters(networks.context),
                 "predictor": num_parameters(networks.predictor),
             },
-            "alarms": sorted({alarm for row in self._rows for alarm in row["alarms"]}),
+            "alarms": sorted({alarm for row in self.rows for alarm in row["alarms"]}),
             "train": {"first": train[0], "last": train[-1]} if train else None,
             "validation": {"first": val[0], "last": val[-1]} if val else "none",
         }
@@ -137,7 +140,7 @@ class Recorder:
     def _publish(self, measured: Mapping[str, Any]) -> None:
         """Send a row everywhere; JSON has no NaN, so what is not finite becomes null."""
         row = {name: None if _is_not_finite(value) else value for name, value in measured.items()}
-        self._rows.append(row)
+        self.rows.append(row)
         self._run.append_row(row)
         self._tracker.row(row)
         self._listener.row(row)

@@ -88,7 +88,7 @@ def _broken_jpeg_ls(fragments: list[bytes]) -> list[bytes]:
     """The middle codestream keeps its first and last markers; its frame header is nonsense."""
     stream = bytearray(fragments[len(fragments) // 2])
     start = stream.index(JPEG_LS_FRAME) + 4
-    stream[start : start + 9] = bytes([0xEE] * 9)
+    stream[start : start + 9] = bytes(9)
     return _with_middle(fragments, bytes(stream))
 
 

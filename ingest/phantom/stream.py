@@ -21,6 +21,8 @@ def file_bytes(dataset: Dataset) -> bytes:
 
 def meta_bytes(meta: FileMetaDataset) -> bytes:
     """Group 0002 as it stands, complete or not."""
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.FileMetaInformationGroupLength = 0  # pydicom writes the true one, but only over one that is there
     buffer = DicomBytesIO()
     write_file_meta_info(buffer, meta, enforce_standard=False)
     return buffer.getvalue()

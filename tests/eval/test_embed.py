@@ -67,10 +67,13 @@ def test_the_store_says_which_weights_met_which_volumes(store: Path, run_folder:
     assert attributes["encoder_sha256"] == state["files"]["target.safetensors"]["sha256"]
 
 
-def test_the_context_encoder_is_another_one(store: Path, run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+def test_the_context_encoder_is_another_one(
+    store: Path, run_folder: Path, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "e.zarr"
     context = embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out, which="context"))
     np.testing.assert_allclose(context.features, read_embeddings(store).features + 1.0, atol=1e-4)
+    monkeypatch.setattr("eval.embed.pooled_features", None)  # refused before any work, not after it
     with pytest.raises(EmbeddingsError, match="encoder, encoder_sha256 differ"):
         embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out))
     assert read_embeddings(out).attributes["encoder"] == "context"

@@ -63,7 +63,7 @@ def test_a_set_of_one_class_gives_undefined_metrics_with_a_reason_and_not_zeros(
     labels = np.zeros(5, np.int64)
     scores = score(labels, np.tile([0.7, 0.3], (5, 1)), ("healthy", "insulin"))
     assert scores.balanced_accuracy == Metric(value=None, undefined="no participant is insulin")
-    assert scores.macro_auroc.undefined == "every participant is healthy; no participant is insulin"
+    assert scores.macro_auroc.undefined == "every participant is healthy (and 1 more)"
     assert scores.quadratic_kappa.undefined == "truth and prediction are one and the same class"
     assert scores.recall[0].value == 1.0
     assert str(scores.macro_f1) == "undefined (no participant is insulin or is called so)"

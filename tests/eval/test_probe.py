@@ -138,6 +138,7 @@ def audit_report(url: str) -> AuditReport:
         geometry="block6",
         code_version="0",
         num_files=3,
+        num_archives=0,
         by_status={"accepted": 2, "rejected": 1, "duplicate": 0, "excluded": 0},
         by_reason=(),
         by_warning={},
@@ -166,8 +167,8 @@ class Inventory(HTMLParser):
 def test_the_report_is_one_inert_file_with_every_part(tmp_path: Path, found: ProbeResult) -> None:
     (tmp_path / "picture.png").write_bytes(PNG + b"pixels")
     training: list[dict[str, Any]] = [
-        {"split": "train", "step": 1, "loss": 0.9, "grad_norm": 1.0, "alarms": ["collapse"]},
-        {"split": "val", "step": 1, "loss": 0.8, "rankme": 3.0, "feature_std": 0.1, "alarms": []},
+        {"split": "train", "step": 1, "loss": 0.9, "loss_trivial": 0.95, "grad_norm": 1.0, "alarms": ["collapse"]},
+        {"split": "val", "step": 1, "loss": 0.8, "rankme": 3.0, "cosine": None, "alarms": []},
         {"split": "train", "step": 2, "loss": float("nan"), "alarms": []},
         {"split": "train", "step": 3, "loss": 0.5, "alarms": []},
     ]
@@ -183,7 +184,7 @@ def test_the_report_is_one_inert_file_with_every_part(tmp_path: Path, found: Pro
     inventory.feed(page)
     assert "script" not in inventory.tags
     assert all(source.startswith("data:image/png;base64,") for source in inventory.sources)
-    assert len(inventory.sources) == 5 + 1 + 2 + 1
+    assert len(inventory.sources) == 4 + 1 + 2 + 1
     for sentence in (
         "3 files = 2 accepted + 1 rejected + 0 duplicate + 0 excluded",
         "0.900 to 0.500",
@@ -196,7 +197,7 @@ def test_the_report_is_one_inert_file_with_every_part(tmp_path: Path, found: Pro
 
 def test_a_report_without_training_rows_says_so(tmp_path: Path, found: ProbeResult) -> None:
     write_report(tmp_path / "r.html", audit=audit_report("d"), training=[], probe=found)
-    assert "Training loss: nothing was logged." in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "a prediction that is constant): nothing was logged." in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def run(*words: str) -> Any:

@@ -70,8 +70,10 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
         ("file", "not a zarr group"),
         ("other.zarr", "no embeddings"),
     ):
-        with pytest.raises(EmbeddingsError, match=sentence):
+        with pytest.raises(EmbeddingsError, match="exists and holds no embeddings"):
             write_embeddings(tmp_path / name, embeddings(), force=True)
+        with pytest.raises(EmbeddingsError, match=sentence):
+            read_embeddings(tmp_path / name)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
     with pytest.raises(EmbeddingsError, match="not a zarr group"):
         read_embeddings(tmp_path / "nowhere")

@@ -15,7 +15,7 @@ from fovea.audit import command
 from manifests.audit import AuditReport, Tables, account, audit, read_tables
 from manifests.audit_html import write_audit_html
 from manifests.cohort import Participant, audit_join
-from manifests.errors import AuditError
+from manifests.errors import AuditError, NoDatasetError
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
 from manifests.store import commit
@@ -124,6 +124,17 @@ def test_a_sound_dataset_adds_up(dataset: str) -> None:
     assert [(split.split, split.num_participants, split.num_samples) for split in report.by_split] == [("train", 6, 6)]
 
 
+def test_an_archive_is_one_file_and_no_volume(dataset: str) -> None:
+    tables = read_tables(dataset)
+    archive = dict.fromkeys(tables.sources[0], "") | {"path": "a/b.ZIP", "status": "accepted"}
+    counts = tables.info["counts"]
+    info = {**tables.info, "counts": {**counts, "inputs": counts["inputs"] + 1, "accepted": counts["accepted"] + 1}}
+    report = account(dataclasses.replace(tables, info=info, sources=[*tables.sources, archive]))
+    assert report.problems == ()
+    assert report.equation.endswith("+ 1 excluded (of the accepted, 1 ZIP with rows for its members)")
+    assert [summary.num_files for summary in report.protocols] == [6]
+
+
 def test_reasons_are_counted_by_device_and_site(dataset: str) -> None:
     counts = {(count.reason, count.device, count.site): count.num_files for count in audit(dataset).by_reason}
     assert counts == {
@@ -139,7 +150,7 @@ def test_spacing_and_shapes_are_summarised_by_protocol(dataset: str) -> None:
     (summary,) = audit(dataset).protocols
     assert summary.protocol == "cirrus_mac_oct"
     assert summary.spacing_d_mm == pytest.approx((6 / 127, 6 / 127, 6 / 120))
-    assert summary.shapes == {"128 x 1024 x 512": 6}
+    assert summary.shapes == {"128x1024x512": 6}
     assert summary.spacing_sources == {"field_of_view": 6}
 
 
@@ -185,6 +196,8 @@ def repeated(table: str) -> Change:
         (with_cell("sources", 1, reason=""), "status rejected with reason ''|status duplicate with reason ''"),
         (with_cell("sources", 1, reason="BAD_LUCK"), "reason 'BAD_LUCK' is not a known code"),
         (with_cell("sources", -1, spacing_h_mm=""), "accepted with spacing"),
+        (with_cell("sources", -1, key=""), "but no accepted file made it"),
+        (with_cell("sources", -1, key="1000-zeiss_cirrus-R-cirrus_mac_oct-0000000000"), r"sources\.csv accepts 1000-"),
         (with_cell("sources", -1, spacing_h_mm="nan"), "accepted with spacing"),
         (with_cell("sources", -1, shard="train-zeiss_cirrus-00001.tar"), "no accepted file made it"),
         (with_cell("samples", -1, split="test", participant_id="1000"), "participant 1000 is in test and train"),
@@ -198,8 +211,10 @@ def test_any_disagreement_between_tables_is_a_problem(dataset: str, change: Chan
 
 
 def test_missing_and_changed_tables_are_one_sentence(dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(AuditError, match=r"sources\.csv is missing"):
+    with pytest.raises(NoDatasetError, match="there is no dataset at"):
         audit(str(tmp_path / "nowhere"))
+    with pytest.raises(AuditError, match=r"sources\.csv is missing"):
+        audit(str(tmp_path))
     table = Path(dataset, "manifests", "samples.csv")
     table.write_bytes(table.read_bytes().replace(b"participant_id", b"person", 1))
     with pytest.raises(AuditError, match="has the columns"):
@@ -207,7 +222,6 @@ def test_missing_and_changed_tables_are_one_sentence(dataset: str, tmp_path: Pat
     table.write_bytes(b"\xff")
     with pytest.raises(AuditError, match="not UTF-8"):
         audit(dataset)
-    Path(dataset, "dataset.json").write_text("{")
 
 
 def test_a_cut_line_is_found(dataset: str) -> None:

@@ -1,0 +1,131 @@
+"""`fovea pretrain` as a user meets it: exit codes, sentences, the run it leaves, and resuming it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fovea.cli import main
+from shards.reader import open_dataset, read_sample
+from train.checkpoint import load_encoder
+from train.features import pooled_features
+
+TINY = ["--set", "data.grid=[8, 32, 32]", "--set", "data.pool=1", "--set", "model.patch=[2, 8, 8]"]
+SMALL = [*TINY, "--set", "objective.num_visible=16", "--set", "objective.num_targets=12"]
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`fovea pretrain` in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fovea", "pretrain", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "sentence"),
+    [
+        ("resnet", "train.seed=1", "one of cpu-small, methods-multi-domain, smoke, vjepa-base"),
+        ("smoke", "train.max_stpes=1", "the nearest is `train.max_steps`"),
+        ("smoke", "train.device=cuda", "torch sees no CUDA device"),
+    ],
+)
+def test_misuse_ends_with_code_2_and_one_sentence(
+    tmp_path: Path,
+    tiny_dataset: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recipe: str,
+    override: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = tmp_path / "run"
+    arguments = ["--recipe", recipe, "--data", tiny_dataset, "--out", str(run), "--set", override]
+    assert run_command(monkeypatch, *arguments) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not run.exists()
+
+
+def test_a_dataset_without_success_ends_with_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "dataset.json").write_text("{}")
+    run = tmp_path / "run"
+    assert run_command(monkeypatch, "--recipe", "smoke", "--data", str(tmp_path / "dataset"), "--out", str(run)) == 1
+    assert "_SUCCESS" in capsys.readouterr().err
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_process_with_code_143_after_saving(tmp_path: Path, tiny_dataset: str) -> None:
+    run = tmp_path / "run"
+    arguments = [
+        "--recipe",
+        "smoke",
+        "--data",
+        tiny_dataset,
+        "--out",
+        str(run),
+        *SMALL,
+        "--set",
+        "train.max_steps=4000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fovea", "pretrain", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    while not (run / "metrics.jsonl").exists() or '"step": 5' not in (run / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command resumes" in err
+    assert load_encoder(run)[1].name == "smoke"
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_trains_resumes_and_embeds_full_size_volumes(
+    tmp_path: Path, small_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--recipe", "smoke", "--data", small_dataset, "--out", str(run), "--json"]
+    assert run_command(monkeypatch, *arguments) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["status"], summary["step"], summary["num_train"], summary["num_val"]) == ("finished", 6, 6, 2)
+    assert summary["parameters"]["encoder"] > 1e5
+    assert "step     6/6 validation" in err
+    first = losses_of(run)
+
+    (run / "checkpoints" / "step-00000006" / "encoder.safetensors").write_bytes(b"")
+    assert run_command(monkeypatch, *arguments) == 0
+    err = capsys.readouterr().err
+    assert "passed over a checkpoint" in err
+    assert "resumed at step 3" in err
+    assert losses_of(run) == pytest.approx(first, rel=1e-5)
+
+    encoder, recipe = load_encoder(run)
+    dataset = open_dataset(small_dataset)
+    samples = [read_sample(dataset, row) for row in dataset.samples[:3]]
+    features_BC = pooled_features(encoder, recipe, samples, torch.device("cpu"))
+    assert features_BC.shape == (3, 64)
+    assert features_BC.isfinite().all()
+
+
+def losses_of(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

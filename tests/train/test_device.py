@@ -1,0 +1,63 @@
+"""Devices: what is asked for and not there is one sentence; precision is what the hardware multiplies."""
+
+import pytest
+import torch
+
+from train.device import XlaDevice, open_device
+from train.errors import DeviceError
+
+
+def test_auto_on_a_machine_without_cuda_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_device("auto").kind == "cpu"
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        open_device("cuda")
+
+
+def test_torch_xla_is_asked_for_only_when_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch_xla", None)
+    with pytest.raises(DeviceError, match="torch_xla is not installed"):
+        open_device("xla")
+    assert open_device("cpu").kind == "cpu"
+
+
+def test_several_processes_are_refused_until_they_are_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DeviceError, match="one device"):
+        open_device("cpu")
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    assert open_device("cpu", "auto").precision == expected
+    assert open_device("cpu", "fp32").precision == "fp32"
+
+
+def test_bf16_multiplies_in_bf16_and_keeps_weights_in_float32() -> None:
+    device = open_device("cpu", "bf16")
+    layer = torch.nn.Linear(4, 4)
+    with device.autocast():
+        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
+    assert layer.weight.dtype == torch.float32
+    assert device.peak_memory_bytes() > 2**20
+
+
+def test_the_xla_device_sends_off_each_step() -> None:
+    class FakeXla:
+        calls: tuple[str, ...] = ()
+
+        def device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def sync(self) -> None:
+            self.calls += ("sync",)
+
+        def manual_seed(self, seed: int) -> None:
+            self.calls += (f"seed {seed}",)
+
+    fake = FakeXla()
+    device = XlaDevice(fake, "auto")
+    device.seed(3)
+    device.end_step()
+    assert (fake.calls, device.precision) == (("seed 3", "sync"), "bf16")
