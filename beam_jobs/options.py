@@ -154,7 +154,8 @@ def _check_known(extra: Sequence[str]) -> None:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [base, *(below for child in base.__subclasses__() for below in _subclasses(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(below for child in children for below in _subclasses(child))]
 
 
 def describe_run(options: PipelineOptions) -> Mapping[str, Any]:

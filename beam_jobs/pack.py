@@ -5,7 +5,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -25,6 +25,8 @@ from manifests.rows import SourceRow
 from manifests.store import publish, publish_file
 from shards.codec import ShardWriter
 from shards.schema import SampleRow, ShardRow
+
+Seconds = defaultdict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     earlier = _recorded(plan, job)
     if earlier:
         return earlier
-    seconds: Counter[str] = Counter()
+    seconds: Seconds = defaultdict(float)
     sources: list[SourceRow] = []
     samples: list[SampleRow] = []
     with tempfile.TemporaryFile() as file:
@@ -78,7 +80,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     return packed
 
 
-def _read(file: FileRef, job: IngestJob, seconds: Counter[str]) -> Outcome:
+def _read(file: FileRef, job: IngestJob, seconds: Seconds) -> Outcome:
     started = time.perf_counter()
     try:
         data = read_source(job.source, file.path)
@@ -88,7 +90,8 @@ def _read(file: FileRef, job: IngestJob, seconds: Counter[str]) -> Outcome:
     seconds["read"] += time.perf_counter() - started
     result = convert_file(data, file.path, file.manifest, job.geometry, job.limits)
     if isinstance(result, VolumeRecord):
-        seconds.update(result.seconds)
+        for stage, value in result.seconds.items():
+            seconds[stage] += value
     return Outcome(file=file, sha256=sha256, result=result)
 
 
@@ -115,7 +118,7 @@ def _add(
     record: VolumeRecord,
     job: IngestJob,
     participants: Mapping[str, Participant],
-    seconds: Counter[str],
+    seconds: Seconds,
 ) -> SampleRow:
     started = time.perf_counter()
     participant = participants.get(record.probed.identity.participant_id) if job.participant_metadata else None

@@ -1,8 +1,9 @@
 """From results of `ingest` to rows of `sources.csv`."""
 
 import dataclasses
-from typing import Final
+from typing import Any, Final
 
+from ingest.facts import path_facts
 from ingest.record import Facts, Rejection, VolumeRecord
 from ingest.source import Settled
 from manifests.reasons import Reason
@@ -49,8 +50,13 @@ def settled_row(settled: Settled, sha256: str | None) -> SourceRow:
         return SourceRow(
             path=settled.path, bytes=settled.bytes, sha256=sha256, status="accepted", detail=settled.detail
         )
-    return outcome_row(settled.path, settled.bytes, sha256, Rejection(reason=settled.reason, detail=settled.detail))
+    return outcome_row(
+        settled.path,
+        settled.bytes,
+        sha256,
+        Rejection(reason=settled.reason, detail=settled.detail, facts=path_facts(settled.path)),
+    )
 
 
-def _columns(facts: Facts) -> dict[str, object]:
+def _columns(facts: Facts) -> dict[str, Any]:
     return {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}

@@ -21,7 +21,6 @@ from manifests.cohort import Participant
 from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_element
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
-from shards.schema import GRID_SHAPE
 
 SOURCES: Final = "sources"
 SAMPLES: Final = "samples"
@@ -73,8 +72,9 @@ class Probe(beam.DoFn):
                 result = probe_file(stream, entry.path, entry.manifest, self._job.limits)
         except IngestError as error:
             return Rejection(reason=error.reason, detail=error.detail, facts=facts)
-        known = isinstance(result, Probed) and result.identity.device in self._job.devices
-        return result if known or isinstance(result, Rejection) else outside
+        if isinstance(result, Probed) and result.identity.device not in self._job.devices:
+            return outside
+        return result
 
 
 class Settle(beam.DoFn):
@@ -109,7 +109,7 @@ def element_of(
 
 def shards_of(shelf: tuple[tuple[str, str], Iterable[Element]], job: IngestJob) -> list[ShardPlan]:
     """Elements of one split and device -> shards of about the target size."""
-    depth, height, width = job.geometry.size or GRID_SHAPE
+    depth, height, width = job.geometry.size
     samples_per_shard = max(1, job.target_shard_bytes // (depth * height * width))
     return cut_shards(shelf[1], samples_per_shard=samples_per_shard)
 

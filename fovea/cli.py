@@ -77,5 +77,3 @@ def _end(error: Exception, command: str) -> Never:
 
 def _complain(sentence: str) -> None:
     sys.stderr.write(f"fovea: {sentence}\n")
-
-

@@ -66,7 +66,8 @@ def _report(dataset: str, result: Any) -> None:
     print_table("Input files", ["files in", *outcome], [[counts["inputs"], *(counts[name] for name in outcome)]])
     if counts["by_reason"]:
         print_table("Reasons", ["reason", "files"], list(counts["by_reason"].items()))
-    say(f"{counts['samples']} samples in {counts['shards']} shards; {result.content_line}")
+    if counts["samples"]:
+        say(f"{counts['samples']} samples in {counts['shards']} shards; {result.content_line}")
     if not result.already_complete:
         megabytes = result.counters.get("bytes_written", 0) / 1e6
         say(f"{result.seconds:.1f} s, {megabytes:.0f} MB written, {result.run['workers']} workers.")

@@ -3,7 +3,8 @@
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import BinaryIO, Final, TypeVar
 
@@ -41,21 +42,31 @@ def probe_file(
         manifest: the file's row of `manifest.tsv`, if there is one.
         limits: what no true scan exceeds.
     """
-    header = _attempt(path_facts(path), lambda: read_header(stream, limits))
-    return header if isinstance(header, Rejection) else _judge(header, path, manifest, limits)
+    with _unprompted():
+        header = _attempt(path_facts(path), lambda: read_header(stream, limits))
+        return header if isinstance(header, Rejection) else _judge(header, path, manifest, limits)
 
 
 def convert_file(
     data: bytes, path: str, manifest: ManifestRow | None, geometry: Geometry, limits: Limits = DEFAULT_LIMITS
 ) -> VolumeRecord | Rejection:
     """Check, decode and resample a file that was read whole; see `probe_file`."""
-    header = _attempt(path_facts(path), lambda: parse_file(data, limits))
-    if isinstance(header, Rejection):
-        return header
-    probed = _judge(header, path, manifest, limits)
-    if isinstance(probed, Rejection):
-        return probed
-    return _attempt(probed.facts, lambda: _convert(header, probed, geometry))
+    with _unprompted():
+        header = _attempt(path_facts(path), lambda: parse_file(data, limits))
+        if isinstance(header, Rejection):
+            return header
+        probed = _judge(header, path, manifest, limits)
+        if isinstance(probed, Rejection):
+            return probed
+        return _attempt(probed.facts, lambda: _convert(header, probed, geometry))
+
+
+@contextmanager
+def _unprompted() -> Iterator[None]:
+    """No warnings of pydicom's on the terminal: they may quote the header, and what matters has a reason code."""
+    with warnings.catch_warnings(), disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _judge(header: Header, path: str, manifest: ManifestRow | None, limits: Limits) -> Probed | Rejection:
@@ -66,9 +77,7 @@ def _judge(header: Header, path: str, manifest: ManifestRow | None, limits: Limi
 def _attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
     """The one place where a failed check becomes data. A defect of ours costs one file, and says so."""
     try:
-        with warnings.catch_warnings(), disable_value_validation():
-            warnings.simplefilter("ignore")
-            return work()
+        return work()
     except IngestError as error:
         return Rejection(reason=error.reason, detail=error.detail, facts=facts)
     except Exception as error:  # noqa: BLE001 - DESIGN section 4: every input has a row, also when we are wrong

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-import SimpleITK as sitk  # noqa: N813 - the name that everybody uses
+import SimpleITK as sitk
 
 from shards.schema import Sample
 

@@ -62,7 +62,7 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
         return None
     many = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
     try:
-        return tuple(math.nan if item in {None, ""} else float(item) for item in many)
+        return tuple(math.nan if item in {None, ""} else float(str(item)) for item in many)
     except (TypeError, ValueError) as error:
         raise IngestError(Reason.SPACING_INVALID, f"{keyword} is not a number.") from error
 

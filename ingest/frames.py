@@ -114,7 +114,8 @@ def _native_frames(value: memoryview, length: int, layout: PixelFormat) -> list[
 
 def _fragments(body: memoryview, start: int) -> tuple[tuple[int, ...], list[tuple[int, bytes]]]:
     """The basic offset table, and (offset, bytes) of every fragment, strictly up to the sequence delimiter."""
-    position, found = start, []
+    position = start
+    found: list[tuple[int, bytes]] = []
     while True:
         if position + 8 > len(body):
             raise IngestError(Reason.TRUNCATED_DATASET, f"no end mark after {len(found)} fragments.")

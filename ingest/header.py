@@ -158,7 +158,7 @@ def _at_pixels(tag: Any, _vr: str | None, _length: int) -> bool:
 def _cut_element(dataset: Dataset, end: int) -> bool:
     """Whether bytes are missing after the last element, or left over: pydicom takes what is there."""
     tags = sorted(dataset.keys())
-    last: object = dataset.get_item(tags[-1]) if tags else None
+    last: object = dataset.get_item(tags[-1], keep_deferred=True) if tags else None
     if not isinstance(last, RawDataElement) or last.length == UNDEFINED_LENGTH:
         return False
     return last.value_tell + last.length != end

@@ -50,7 +50,7 @@ def retina_center_mm(frames: Volume, axial_mm: float) -> float:
     totals = weights.sum(axis=1)
     lit = totals > 0
     if not lit.any():
-        return round(frames.shape[1] * axial_mm / 2, 3)
+        return round(float(frames.shape[1]) * axial_mm / 2, 3)
     return round(float(np.median((weights[lit] @ rows) / totals[lit])), 3)
 
 

@@ -202,14 +202,15 @@ def resample(frames: Volume, plan: GridPlan) -> Volume:
     for place in range(d.stop - d.start):
         taps = across[place]
         low, high = int(taps.indices.min()), int(taps.indices.max()) + 1
-        flat = source[low:high].reshape(high - low, rows * columns).astype(wide)
-        bscan = _rounded(np.asarray(taps[:, low:high] @ flat), WEIGHT_BITS - FRACTION_BITS).reshape(rows, columns)
-        bscan = _rounded(down @ bscan, WEIGHT_BITS)
-        bscan = _rounded(along @ np.ascontiguousarray(bscan.T), WEIGHT_BITS + FRACTION_BITS).T
+        flat: Integers = source[low:high].reshape(high - low, rows * columns).astype(wide)
+        bscan: Integers = _product(taps[:, low:high], flat, WEIGHT_BITS - FRACTION_BITS).reshape(rows, columns)
+        bscan = _product(down, bscan, WEIGHT_BITS)
+        bscan = _product(along, np.ascontiguousarray(bscan.T), WEIGHT_BITS + FRACTION_BITS).T
         target[d.start + place, h.start : h.stop, w.start : w.stop] = bscan
     return target
 
 
-def _rounded(sums: Integers, bits: int) -> Integers:
-    """Divide by 2**bits, halves up."""
+def _product(weights: Any, values: Integers, bits: int) -> Integers:
+    """Weighted sums divided by 2**bits, halves up."""
+    sums: Integers = np.asarray(weights @ values)
     return (sums + (1 << (bits - 1))) >> bits

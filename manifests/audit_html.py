@@ -115,7 +115,11 @@ def _range(values: Range | None) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    shown = [f"{name.replace(';', ', ')} ({number})" for name, number in list(counts.items())[:4]]
+    """The values, and how often each occurs where there are several."""
+    names = [name.replace(";", ", ") for name in counts]
+    if len(names) == 1:
+        return names[0]
+    shown = [f"{name} ({number})" for name, number in list(zip(names, counts.values(), strict=True))[:4]]
     return "; ".join(shown) + (f"; {len(counts) - 4} more" if len(counts) > 4 else "")
 
 

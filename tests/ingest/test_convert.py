@@ -203,3 +203,14 @@ def test_real_retina_stays_the_same_retina() -> None:
         native = ((rows - top + 0.5) * record.spacing_mm[1] / axial - 0.5).round().astype(int)
         straight = volume[bscan][np.ix_(native, source)]
         assert np.corrcoef(straight.ravel(), image[np.ix_(rows, columns)].ravel())[0, 1] > 0.9
+
+
+def test_a_strange_value_warns_nobody_and_is_judged(scan: Any) -> None:
+    """Warnings quote the header; with `filterwarnings = error` one that leaks fails here."""
+    good = scan(MACULA)
+    data = good.encode()
+    place = data.index(b"(\x00\x08\x00IS") + 8
+    length = data[place - 2]
+    result = convert_file(data[:place] + b"1A".ljust(length) + data[place + length :], good.path, None, BLOCK6)
+    assert isinstance(result, Rejection)
+    assert result.reason is Reason.NFRAMES_INVALID
