@@ -100,7 +100,7 @@ def _write_all(
     root: Path, plans: Sequence[VolumePlan], ways: Mapping[int, str], workers: int | None
 ) -> Iterator[_Written]:
     """Render, damage and write every volume, in order; the bytes do not depend on the number of processes."""
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or _usable_cores()
     chosen = [ways.get(plan.number) for plan in plans]
     roots = itertools.repeat(root)
     if count == 1 or len(plans) < PARALLEL_FROM:
@@ -110,6 +110,13 @@ def _write_all(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context) as pool:
         yield from pool.map(_write_volume, roots, plans, chosen)
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on; not every system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _write_volume(root: Path, plan: VolumePlan, way: str | None) -> _Written:

@@ -122,7 +122,7 @@ def _plan_volume(spec: CohortSpec, person: Participant, protocol: Protocol, turn
     syntaxes = TRANSFER_SYNTAXES[protocol.device]
     models = MODELS[protocol.device]
     per_round = sum(p.device == protocol.device for p in PROTOCOLS.values())
-    choice = rank + rank // per_round
+    choice = rank % per_round + rank // per_round
     rng = np.random.default_rng([spec.seed, 5, turn])
     visit = datetime.datetime.combine(person.study_visit_date, datetime.time(9))
     acquired = visit + datetime.timedelta(seconds=int(rng.integers(0, 6 * 3600)))

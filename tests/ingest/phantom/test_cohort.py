@@ -95,6 +95,11 @@ def test_a_cohort_covers_every_protocol_syntax_and_eye():
     assert max(len(plan.subject.uids.sop_instance) for plan in plans) <= 64
 
 
+def test_no_protocol_is_tied_to_one_transfer_syntax():
+    pairs = {(plan.protocol.name, plan.transfer_syntax) for plan in plan_cohort(CohortSpec(participants=48))}
+    assert min(Counter(name for name, _ in pairs).values()) >= 2
+
+
 @pytest.mark.parametrize(("count", "expected"), [(24, (16, 4, 4)), (12, (8, 2, 2)), (100, (70, 15, 15))])
 def test_splits_sites_and_groups_are_balanced(count, expected):
     people = recruit(count, seed=1)
@@ -161,7 +166,7 @@ def test_nonsense_is_refused_before_anything_is_written(wrong):
 def test_devices_by_short_and_full_name():
     assert parse_devices([]) == DEVICES
     assert parse_devices(["cirrus,Maestro2", "topcon_maestro2"]) == ("topcon_maestro2", "zeiss_cirrus")
-    with pytest.raises(PhantomUsageError, match="unknown device nikon; choose from .*triton"):
+    with pytest.raises(PhantomUsageError, match=r"unknown device nikon; choose from .*triton"):
         parse_devices(["triton, nikon"])
 
 

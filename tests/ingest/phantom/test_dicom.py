@@ -10,7 +10,7 @@ from pydicom.encaps import generate_fragments
 
 from ingest.phantom.dicom import OPT_SOP_CLASS, encode_dicom, write_dicom
 from ingest.phantom.errors import PhantomHeaderError
-from ingest.phantom.header import HeaderSpec, Uids, plane_frames
+from ingest.phantom.header import HeaderSpec, Uids, plain_frames, plane_frames
 from ingest.phantom.protocols import (
     EXPLICIT_LE,
     JPEG_2000,
@@ -69,11 +69,14 @@ def test_lossy_pixels_are_close_and_declared(header_of, speckled):
     assert dataset.LossyImageCompressionMethod == "ISO_15444_1"
 
 
-def test_rle_keeps_rows_apart(header_of, speckled):
-    protocol, volume = speckled
-    flat = np.full_like(volume, 7)
-    dataset = read(encode_dicom(flat, header_of(protocol, RLE_LOSSLESS)))
-    assert np.array_equal(dataset.pixel_array, flat)
+def test_rle_runs_end_with_their_row(header_of, speckled):
+    """PS3.5 G.3.1: each row is encoded on its own."""
+    volume = np.full((4, 6, 10), 7, np.uint8)
+    header = dataclasses.replace(header_of(speckled[0], RLE_LOSSLESS), frames=plain_frames(4))
+    dataset = read(encode_dicom(volume, header))
+    first = list(generate_fragments(dataset.PixelData))[1]
+    assert first[64:] == b"\xf7\x07" * 6
+    assert np.array_equal(dataset.pixel_array, volume)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
