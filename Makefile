@@ -36,7 +36,7 @@ docs: $(STAMP)
 
 # Needs root for the Debian packages.
 conformance: $(STAMP)
-	command -v dcmdump dciodvfy >/dev/null || (apt-get update -qq && apt-get install -y -qq dcmtk dicom3tools)
+	command -v dcmdump dcmconv dciodvfy >/dev/null || (apt-get update -qq && apt-get install -y -qq dcmtk dicom3tools)
 	$(BIN)/python benchmarks/conformance.py
 
 # Full-size volumes of every raster protocol through every geometry: docs/geometry.md (about 20 minutes).

@@ -6,7 +6,7 @@ probabilities of a participant are the mean over eyes, devices and visits.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -48,7 +48,8 @@ Weighting = Literal["balanced", "uniform"]
 class Cohort:
     """Volumes with a label: `features` [N, C], `labels` [N] in 0..K-1, the participant and split of each.
 
-    `classes` are the K groups that occur, in label order.
+    `classes` are the K groups that occur, in label order. With `devices`, features are taken relative to the mean of
+    their device: a participant's volumes come from several, and what made them differ is no property of the person.
     """
 
     features: Matrix = field(repr=False)
@@ -56,6 +57,7 @@ class Cohort:
     participants: tuple[str, ...] = field(repr=False)
     splits: tuple[str, ...] = field(repr=False)
     classes: tuple[str, ...]
+    devices: tuple[str, ...] | None = field(repr=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -145,6 +147,21 @@ def fit(cohort: Cohort, rows: Rows, strength: float, weighting: Weighting = "bal
     return model
 
 
+def centred(cohort: Cohort, fitted_on: Rows) -> Matrix:
+    """Features [N, C] less the mean of their device over the volumes that are fitted on; labels play no part.
+
+    A device that is not among those is taken relative to the mean of all of them.
+    """
+    if cohort.devices is None:
+        return cohort.features
+    moved = cohort.features - cohort.features[fitted_on].mean(axis=0)
+    names = np.array(cohort.devices)
+    for device in np.unique(names[fitted_on]):
+        rows = names == device
+        moved[rows] = cohort.features[rows] - cohort.features[rows & fitted_on].mean(axis=0)
+    return moved
+
+
 def volume_weights(cohort: Cohort, rows: Rows, weighting: Weighting) -> Matrix:
     """Weight of each volume [N of rows], 1 on average.
 
@@ -165,6 +182,7 @@ def predict(
     cohort: Cohort, fitted_on: Rows, rows: Rows, strength: float, weighting: Weighting = "balanced"
 ) -> dict[str, tuple[float, ...]]:
     """Probabilities by participant: the mean over the volumes of `rows`. A class never fitted has 0."""
+    cohort = replace(cohort, features=centred(cohort, fitted_on), devices=None)
     model = fit(cohort, fitted_on, strength, weighting)
     by_volume = np.zeros((int(rows.sum()), len(cohort.classes)))
     by_volume[:, model.classes_] = model.predict_proba(cohort.features[rows])

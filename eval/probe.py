@@ -94,6 +94,7 @@ def _cohort(features: npt.NDArray[np.float32], volumes: Sequence[EmbeddedVolume]
         labels=np.array([occurring.index(label) for label in labels], np.int64),
         participants=tuple(volume.participant_id for volume in volumes),
         splits=tuple(volume.split for volume in volumes),
+        devices=tuple(volume.device for volume in volumes),
         classes=tuple(STUDY_GROUPS[label] for label in occurring),
     )
 

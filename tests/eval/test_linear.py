@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from eval.errors import ProbeError
-from eval.linear import Cohort, _best, _choose, cross_validate, fit, majority, predict, probe, volume_weights
+from eval.linear import (
+    Cohort,
+    _best,
+    _choose,
+    centred,
+    cross_validate,
+    fit,
+    majority,
+    predict,
+    probe,
+    volume_weights,
+)
 from eval.metrics import score
 from eval.stats import bootstrap, permutation_null
 
@@ -186,3 +197,34 @@ def test_what_cannot_be_probed_is_one_sentence() -> None:
         dataclasses.replace(one, labels=np.arange(len(one.labels)) % 2)
     with pytest.raises(ProbeError, match="training split has fewer than two"):
         probe(dataclasses.replace(one, splits=("test",) * len(one.labels)))
+
+
+def test_a_device_is_no_property_of_the_person() -> None:
+    """Devices shift features far more than the label does; means of the training volumes take the shift out."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(4), 24)
+    people = tuple(f"{1000 + place // 4}" for place in range(96))
+    devices = tuple(f"device{place % 4}" for place in range(96))
+    shift = np.array([[30.0, -10.0], [-30.0, 5.0], [0.0, 20.0], [9.0, -20.0]])
+    features = shift[np.arange(96) % 4] + np.stack([labels, 1.5 - labels], axis=1) + rng.normal(0, 0.3, (96, 2))
+    cohort = Cohort(
+        features=features, labels=labels, participants=people, splits=("train",) * 96, classes=("a", "b", "c", "d")
+    )
+    blind, aware = (cross_validate(one, seed=0) for one in (cohort, dataclasses.replace(cohort, devices=devices)))
+    assert blind is not None
+    assert aware is not None
+    assert (aware.scores.balanced_accuracy.value or 0) > (blind.scores.balanced_accuracy.value or 1) + 0.1
+
+
+def test_device_means_come_from_the_volumes_that_are_fitted_on() -> None:
+    features = np.array([[1.0], [3.0], [100.0], [50.0]])
+    cohort = Cohort(
+        features=features,
+        labels=np.array([0, 1, 0, 1]),
+        participants=("1", "2", "3", "4"),
+        splits=("train",) * 4,
+        classes=("a", "b"),
+        devices=("x", "x", "x", "y"),
+    )
+    found = centred(cohort, np.array([True, True, False, False]))
+    assert found.ravel().tolist() == [-1.0, 1.0, 98.0, 48.0]
