@@ -150,10 +150,13 @@ def take_tokens(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Truncated normal weights of 0.02; projections into the residual stream shrink with depth (GPT-2)."""
+    """Xavier weights as in MAE, so that narrow encoders attend from the start; residual projections shrink with depth.
+
+    Tokens and positions are truncated normal of 0.02.
+    """
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            nn.init.trunc_normal_(child.weight, std=0.02)
+            nn.init.xavier_uniform_(child.weight)
             nn.init.zeros_(child.bias)
     for parameter in module.parameters(recurse=False):
         nn.init.trunc_normal_(parameter, std=0.02)

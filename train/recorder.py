@@ -9,7 +9,7 @@ from typing import Any
 from shards.reader import read_sample
 from train.checkpoint import save_checkpoint
 from train.device import Device
-from train.diagnostics import alarms, weight_distance
+from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
 from train.feed import Feed, validation_batch
 from train.plan import Plan
@@ -52,6 +52,7 @@ class Recorder:
             "samples": state.step * recipe.train.global_batch,
             "epoch": feed.epoch,
             **result.summary,
+            "rankme": float(rankme(state.recent_VC)),
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "ema_momentum": result.momentum,

@@ -21,7 +21,7 @@ Image = npt.NDArray[np.float32]
 COLOURS: Final = {"context": "#2a9d8f", "target": "#e63946", "hidden": "#6c757d", "padding": "#000000"}
 CONTEXT, TARGET, HIDDEN, PADDING = range(4)
 OPACITY: Final = 0.35
-WINDOW: Final = (-1.5, 3.0)  # grey levels shown, in standard deviations from the mean of the content
+WINDOW: Final = (1, 99)  # percentiles of a slice that are black and white
 
 
 def save_masks(path: Path, batch: Batch, recipe: Recipe, *, title: str) -> None:
@@ -46,8 +46,8 @@ def save_masks(path: Path, batch: Batch, recipe: Recipe, *, title: str) -> None:
 
 def token_labels(batch: Batch, index: int) -> npt.NDArray[np.int64]:
     """What each token of a volume is used for, int `[N]`."""
-    labels = np.where(batch.content_BN[index].cpu().numpy(), HIDDEN, PADDING)
-    labels[batch.visible_BK[index].cpu().numpy()] = CONTEXT
+    hidden_N, content_N = batch.hidden_BN[index].cpu().numpy(), batch.content_BN[index].cpu().numpy()
+    labels = np.where(hidden_N, HIDDEN, np.where(content_N, CONTEXT, PADDING))
     labels[batch.targets_BT[index].cpu().numpy()] = TARGET
     return labels
 
@@ -55,14 +55,19 @@ def token_labels(batch: Batch, index: int) -> npt.NDArray[np.int64]:
 def overlay(grey: Image, labels: npt.NDArray[np.int64]) -> Image:
     """RGB of a slice with each token tinted by its use."""
     tints = np.array([to_rgb(colour) for colour in COLOURS.values()], dtype=np.float32)
-    low, high = WINDOW
-    plain = np.clip((grey - low) / (high - low), 0, 1)[..., None]
-    blended: Image = (1 - OPACITY) * plain + OPACITY * tints[labels]
+    blended: Image = (1 - OPACITY) * window(grey)[..., None] + OPACITY * tints[labels]
     return blended
 
 
+def window(grey: Image) -> Image:
+    """Grey levels stretched to 0-1."""
+    low, high = np.percentile(grey, WINDOW)
+    stretched: Image = np.clip((grey - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    return stretched
+
+
 def _pair(axes: Any, grey: Image, labels: npt.NDArray[np.int64], title: str) -> None:
-    axes[0].imshow(grey, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], aspect="auto")
+    axes[0].imshow(window(grey), cmap="gray", aspect="auto")
     axes[1].imshow(overlay(grey, labels), aspect="auto")
     axes[0].set_title(title, fontsize=9)
     for axis in axes:

@@ -5,7 +5,7 @@ Shapes: B volumes, N tokens, V recent volumes, C channels.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import measure, pooled, rankme, summarise
+from train.diagnostics import measure, pooled, summarise
 from train.errors import NonFiniteError
 from train.objective import Batch, Networks, build_networks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
@@ -78,7 +78,7 @@ def train_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, devi
         for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
             buffer.copy_(before)
     _count_skips(state, recipe, result)
-    return replace(result, summary={**result.summary, "rankme": float(rankme(state.recent_VC))})
+    return result
 
 
 def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device: Device) -> StepResult:

@@ -17,6 +17,7 @@ from train.checkpoint import load_encoder
 from train.features import pooled_features
 
 TINY = ["--set", "data.grid=[8, 32, 32]", "--set", "data.pool=1", "--set", "model.patch=[2, 8, 8]"]
+LONG = ["--set", "train.max_steps=4000"]
 SMALL = [*TINY, "--set", "objective.num_visible=16", "--set", "objective.num_targets=12"]
 
 
@@ -29,11 +30,11 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "override", "sentence"),
+    ("recipe_and_override", "sentence"),
     [
-        ("resnet", "train.seed=1", "one of cpu-small, methods-multi-domain, smoke, vjepa-base"),
-        ("smoke", "train.max_stpes=1", "the nearest is `train.max_steps`"),
-        ("smoke", "train.device=cuda", "torch sees no CUDA device"),
+        (("resnet", "train.seed=1"), "one of cpu-small, methods-multi-domain, smoke, vjepa-base"),
+        (("smoke", "train.max_stpes=1"), "the nearest is `train.max_steps`"),
+        (("smoke", "train.device=cuda"), "torch sees no CUDA device"),
     ],
 )
 def test_misuse_ends_with_code_2_and_one_sentence(
@@ -41,12 +42,11 @@ def test_misuse_ends_with_code_2_and_one_sentence(
     tiny_dataset: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    recipe: str,
-    override: str,
+    recipe_and_override: tuple[str, str],
     sentence: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = tmp_path / "run"
+    run, (recipe, override) = tmp_path / "run", recipe_and_override
     arguments = ["--recipe", recipe, "--data", tiny_dataset, "--out", str(run), "--set", override]
     assert run_command(monkeypatch, *arguments) == 2
     err = capsys.readouterr().err
@@ -69,17 +69,7 @@ def test_a_dataset_without_success_ends_with_code_1(
 @pytest.mark.slow
 def test_sigterm_ends_the_process_with_code_143_after_saving(tmp_path: Path, tiny_dataset: str) -> None:
     run = tmp_path / "run"
-    arguments = [
-        "--recipe",
-        "smoke",
-        "--data",
-        tiny_dataset,
-        "--out",
-        str(run),
-        *SMALL,
-        "--set",
-        "train.max_steps=4000",
-    ]
+    arguments = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(run), *SMALL, *LONG]
     process = subprocess.Popen(
         [sys.executable, "-m", "fovea", "pretrain", *arguments],
         stdout=subprocess.PIPE,

@@ -252,10 +252,10 @@ def test_it_learns_to_predict_hidden_tokens_from_visible_ones(
 ) -> None:
     recipe = make_recipe(
         objective={"name": objective},
-        optim={"lr": 1e-2, "ema_start": 0.99},
-        train={"max_steps": 60, "micro_batch": 4},
-        validation={"every_steps": 60},
-        checkpoint={"every_steps": 60},
+        optim={"lr": 5e-3, "ema_start": 0.99},
+        train={"max_steps": 140, "micro_batch": 4},
+        validation={"every_steps": 140},
+        checkpoint={"every_steps": 140},
     )
     summary = pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
     first, last = summary["validation"]["first"], summary["validation"]["last"]

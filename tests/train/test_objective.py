@@ -79,11 +79,11 @@ def test_context_and_target_share_one_geometry(
 
 
 def padded_batch(recipe: Recipe, samples: list[Sample], cpu: Device, fill: int) -> Batch:
-    """A batch whose volumes are padding in the last quarter of H, with `fill` stored there."""
+    """A batch whose volumes are padding in the last quarter of H and at the end of W, with `fill` stored there."""
     padded = []
     for sample in samples:
         volume = sample.volume.copy()
-        volume[:, 24:] = fill
+        volume[:, 24:] = volume[:, :, 30:] = fill
         padded.append(replace(sample, volume=volume, meta=replace(sample.meta, content_box=((0, 8), (0, 24), (0, 30)))))
     return training_batch([(0, sample) for sample in padded], recipe, cpu)
 

@@ -1,6 +1,7 @@
 """Recipes: what may be written in them, and what a misspelling teaches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,18 @@ def test_only_what_changes_the_result_is_a_difference(make_recipe: Callable[...,
     old = make_recipe()
     assert differences(old, make_recipe(train={"device": "cpu", "micro_batch": 4}, log={"wandb": True})) == []
     assert differences(old, make_recipe(train={"seed": 4})) == ["train.seed: 3 -> 4"]
+
+
+def test_positions_are_in_mm_exactly_where_spacing_differs(
+    tiny_dataset: str, make_recipe: Callable[..., Recipe]
+) -> None:
+    rows = open_dataset(tiny_dataset).samples
+    same = resolve(make_recipe(), grid=(8, 32, 32), rows=rows)
+    assert same.model.rope_reference_mm is None
+    wider = [
+        replace(row, spacing_w_mm=row.spacing_w_mm * (1.5 if number > 8 else 1)) for number, row in enumerate(rows)
+    ]
+    mixed = resolve(make_recipe(), grid=(8, 32, 32), rows=wider)
+    assert mixed.model.rope_reference_mm == pytest.approx((6 / 64, 2.3 / 384, 1.5 * 6 / 384), rel=1e-5)
+    table = resolve(make_recipe(objective={"name": "methods"}), grid=(8, 32, 32), rows=wider)
+    assert table.model.rope_reference_mm is None
