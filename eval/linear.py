@@ -154,7 +154,7 @@ def centred(cohort: Cohort, fitted_on: Rows) -> Matrix:
     """
     if cohort.devices is None:
         return cohort.features
-    moved = cohort.features - cohort.features[fitted_on].mean(axis=0)
+    moved: Matrix = cohort.features - cohort.features[fitted_on].mean(axis=0)
     names = np.array(cohort.devices)
     for device in np.unique(names[fitted_on]):
         rows = names == device
