@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/fovea demo --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
