@@ -52,12 +52,11 @@ def commit_dataset(
 def count_rows(
     sources: Sequence[SourceRow], samples: Sequence[SampleRow], shards: Sequence[ShardRow]
 ) -> dict[str, Any]:
-    """Totals for `dataset.json`: inputs = accepted + rejected + duplicate + excluded; containers are accepted ZIPs."""
+    """Totals for `dataset.json`: inputs = accepted + rejected + duplicate + excluded; accepted = samples."""
     status = Counter(row.status for row in sources)
     return {
         "inputs": len(sources),
         **{name: status.get(name, 0) for name in ("accepted", "rejected", "duplicate", "excluded")},
-        "containers": sum(row.status == "accepted" and row.key is None for row in sources),
         "samples": len(samples),
         "shards": len(shards),
         "by_reason": dict(sorted(Counter(row.reason for row in sources if row.reason).items())),

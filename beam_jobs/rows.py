@@ -46,16 +46,8 @@ def accepted_row(path: str, num_bytes: int | None, sha256: str | None, record: V
 
 def settled_row(settled: Settled, sha256: str | None) -> SourceRow:
     """The row of an input that the listing alone decides: a missing file, or an archive."""
-    if settled.reason is None:
-        return SourceRow(
-            path=settled.path, bytes=settled.bytes, sha256=sha256, status="accepted", detail=settled.detail
-        )
-    return outcome_row(
-        settled.path,
-        settled.bytes,
-        sha256,
-        Rejection(reason=settled.reason, detail=settled.detail, facts=path_facts(settled.path)),
-    )
+    rejection = Rejection(reason=settled.reason, detail=settled.detail, facts=path_facts(settled.path))
+    return outcome_row(settled.path, settled.bytes, sha256, rejection)
 
 
 def _columns(facts: Facts) -> dict[str, Any]:

@@ -84,8 +84,9 @@ class Settle(beam.DoFn):
         self._job = job
 
     def process(self, settled: Settled) -> Iterator[SourceRow]:
-        """An archive is hashed; a missing file has nothing to hash."""
-        sha256 = None if settled.bytes is None else hash_or_none(self._job.source, settled.path)
+        """A rejected archive is hashed; an excluded one is not read whole, and a missing file has nothing to hash."""
+        unread = settled.bytes is None or settled.reason is Reason.OUTSIDE_FILTER
+        sha256 = None if unread else hash_or_none(self._job.source, settled.path)
         row = settled_row(settled, sha256)
         count_row(row)
         yield row

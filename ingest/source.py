@@ -36,11 +36,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """An input whose row is known from the listing alone; `reason` None is an archive that was opened."""
+    """An input whose row is known from the listing alone. An archive that was opened is no volume: OUTSIDE_FILTER."""
 
     path: str
     bytes: int | None
-    reason: Reason | None
+    reason: Reason
     detail: str
 
 
@@ -135,7 +135,7 @@ def _open_archive(source: str, path: str, size: int) -> tuple[dict[str, int], Se
         return {}, Settled(path=path, bytes=size, reason=error.reason, detail=error.detail)
     taken = {f"{path}!{member.name}": member.bytes for member in members if is_candidate(member.name)}
     detail = f"an archive of {len(members)} files, {len(taken)} of them taken as DICOM."
-    return taken, Settled(path=path, bytes=size, reason=None, detail=detail)
+    return taken, Settled(path=path, bytes=size, reason=Reason.OUTSIDE_FILTER, detail=detail)
 
 
 @contextmanager

@@ -83,7 +83,6 @@ class AuditReport:
     geometry: str
     code_version: str
     num_files: int
-    num_archives: int
     by_status: Mapping[str, int]
     by_reason: tuple[ReasonCount, ...]
     by_warning: Mapping[str, int]
@@ -99,10 +98,9 @@ class AuditReport:
 
     @property
     def equation(self) -> str:
-        """`"58 files = 47 accepted + 8 rejected + 1 duplicate + 2 excluded"`; ZIPs that were opened are accepted."""
+        """`"58 files = 47 accepted + 8 rejected + 1 duplicate + 2 excluded"`; ZIPs that were opened are excluded."""
         parts = " + ".join(f"{self.by_status[status]} {status}" for status in STATUSES)
-        opened = f" (of the accepted, {self.num_archives} ZIP with rows for its members)" if self.num_archives else ""
-        return f"{self.num_files} files = {parts}{opened}"
+        return f"{self.num_files} files = {parts}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"adds_up": self.adds_up}
@@ -163,7 +161,6 @@ def account(tables: Tables, *, url: str = "") -> AuditReport:
         geometry=str(tables.info.get("geometry", {}).get("name", "unknown")),
         code_version=str(tables.info.get("code_version", "unknown")),
         num_files=len(tables.sources),
-        num_archives=sum(_is_archive(row) for row in tables.sources),
         by_status={status: statuses[status] for status in STATUSES},
         by_reason=_by_reason(tables),
         by_warning=_by_warning(tables.sources),
@@ -224,7 +221,7 @@ def _split_count(split: str, rows: Sequence[Row]) -> SplitCount:
 def _by_protocol(sources: Sequence[Row]) -> tuple[ProtocolSummary, ...]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sources:
-        if _is_volume(row):
+        if row["status"] == "accepted":
             groups.setdefault((row["device"], row["protocol"]), []).append(row)
     return tuple(_protocol_summary(device, protocol, rows) for (device, protocol), rows in sorted(groups.items()))
 
@@ -272,17 +269,8 @@ def _row_problems(sources: Sequence[Row]) -> Iterable[str]:
             yield f"{row['path']}: status {row['status']} with reason {row['reason']!r}."
         if row["reason"] and row["reason"] not in known:
             yield f"{row['path']}: reason {row['reason']!r} is not a known code."
-        if _is_volume(row) and not all(_plausible(row[name]) for name in SPACING_COLUMNS):
+        if row["status"] == "accepted" and not all(_plausible(row[name]) for name in SPACING_COLUMNS):
             yield f"{row['path']}: accepted with spacing {[row[name] for name in SPACING_COLUMNS]} mm."
-
-
-def _is_archive(row: Row) -> bool:
-    """A ZIP that was opened: accepted, but its members have rows of their own."""
-    return row["status"] == "accepted" and not row["key"] and row["path"].lower().endswith(".zip")
-
-
-def _is_volume(row: Row) -> bool:
-    return row["status"] == "accepted" and not _is_archive(row)
 
 
 def _plausible(cell: str) -> bool:
@@ -325,8 +313,8 @@ def _rejected_problems(tables: Tables) -> Iterable[str]:
 def _sample_problems(tables: Tables) -> Iterable[str]:
     """An accepted file is one sample, in the shard that its row names, and nothing else is."""
     yield from _repeated("samples.csv lists", (row["key"] for row in tables.samples))
-    yield from _repeated("sources.csv accepts", (row["key"] for row in tables.sources if _is_volume(row)))
-    accepted = {(row["key"], row["shard"]) for row in tables.sources if _is_volume(row)}
+    yield from _repeated("sources.csv accepts", (row["key"] for row in tables.sources if row["status"] == "accepted"))
+    accepted = {(row["key"], row["shard"]) for row in tables.sources if row["status"] == "accepted"}
     samples = {(row["key"], row["shard"]) for row in tables.samples}
     for key, shard in sorted(accepted - samples):
         yield f"{key} was accepted into {shard}, but samples.csv has no such row."

@@ -186,8 +186,7 @@ def _check_accounts(counts: Any, tables: _Tables) -> Iterator[Problem]:
         yield Problem(file="manifests/sources.csv", what=f"has a status other than {', '.join(STATUSES)}")
     if tables.num_rejected_rows != len(tables.sources) - by_status["accepted"]:
         yield Problem(file="manifests/rejected.csv", what="does not hold all rows of sources.csv that are not accepted")
-    # An accepted ZIP has a row of its own, without a key: its members are what becomes samples.
-    accepted = Counter(row["key"] for row in tables.sources if row.get("status") == "accepted" and row.get("key"))
+    accepted = Counter(row["key"] for row in tables.sources if row.get("status") == "accepted")
     if accepted != Counter(row.key for row in tables.samples):
         yield Problem(file="manifests/samples.csv", what="does not hold exactly the accepted files of sources.csv")
     per_shard = Counter(row.shard for row in tables.samples)

@@ -119,7 +119,7 @@ def _zip_of(name: str, payload: bytes) -> bytes:
 
 
 def _zipped(case: Case, reason: str) -> Outcome:
-    """A good file that came in an archive; the manifest does not list it."""
+    """A good file that came in an archive, which is no volume itself; the manifest does not list it."""
     member = PurePosixPath(case.path).name
     archive = case.sibling(".zip")
     inside = good(case)
@@ -158,4 +158,4 @@ FILE_WAYS: Final = (
     way("zip_climbs", Reason.ZIP_UNSAFE, _zip_climbs),
 )
 
-ZIPPED: Final = dataclasses.replace(way("zipped", None, _zipped, raster_scan), breaks=False)
+ZIPPED: Final = dataclasses.replace(way("zipped", Reason.OUTSIDE_FILTER, _zipped, raster_scan), breaks=False)

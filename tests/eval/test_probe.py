@@ -138,7 +138,6 @@ def audit_report(url: str) -> AuditReport:
         geometry="block6",
         code_version="0",
         num_files=3,
-        num_archives=0,
         by_status={"accepted": 2, "rejected": 1, "duplicate": 0, "excluded": 0},
         by_reason=(),
         by_warning={},

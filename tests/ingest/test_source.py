@@ -50,7 +50,7 @@ def test_every_file_is_an_entry_a_settled_row_or_counted(tmp_path: Path) -> None
     )
     found = discover(source)
     assert [(entry.path, entry.bytes) for entry in found.entries] == [("a.dcm", 1), ("c.zip!d.dcm", 3), ("sub/B", 2)]
-    assert [(row.path, row.reason) for row in found.settled] == [("c.zip", None)]
+    assert [(row.path, row.reason) for row in found.settled] == [("c.zip", Reason.OUTSIDE_FILTER)]
     assert found.other_files == {".png": 1}
     assert read_source(source, "c.zip!d.dcm") == b"333"
     assert len(hash_source(source, "sub/B")) == 64
@@ -93,7 +93,7 @@ def test_listed_files_in_an_archive_are_not_missing(tmp_path: Path) -> None:
         {"manifest.tsv": (MANIFEST + rows).encode(), "zeiss_cirrus.zip": archive({"1001/1001_a_l_1.2.dcm": b"1"})},
     )
     found = discover(source)
-    assert [row.reason for row in found.settled] == [None]
+    assert [row.reason for row in found.settled] == [Reason.OUTSIDE_FILTER]
     assert found.entries[0].manifest is not None
 
 
@@ -129,7 +129,7 @@ def test_damaged_archive_and_damaged_member_are_told(tmp_path: Path) -> None:
     whole = archive({"a.dcm": bytes(range(256)) * 8})
     source = fill(tmp_path, {"cut.zip": whole[:-30], "bad.zip": whole[:60] + b"\x00\xff" + whole[62:]})
     rows = {row.path: row.reason for row in discover(source).settled}
-    assert rows == {"bad.zip": None, "cut.zip": Reason.ZIP_INVALID_OR_TRUNCATED}
+    assert rows == {"bad.zip": Reason.OUTSIDE_FILTER, "cut.zip": Reason.ZIP_INVALID_OR_TRUNCATED}
     with pytest.raises(IngestError) as caught:
         read_source(source, "bad.zip!a.dcm")
     assert caught.value.reason is Reason.ZIP_INVALID_OR_TRUNCATED

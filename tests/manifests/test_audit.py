@@ -124,17 +124,6 @@ def test_a_sound_dataset_adds_up(dataset: str) -> None:
     assert [(split.split, split.num_participants, split.num_samples) for split in report.by_split] == [("train", 6, 6)]
 
 
-def test_an_archive_is_one_file_and_no_volume(dataset: str) -> None:
-    tables = read_tables(dataset)
-    archive = dict.fromkeys(tables.sources[0], "") | {"path": "a/b.ZIP", "status": "accepted"}
-    counts = tables.info["counts"]
-    info = {**tables.info, "counts": {**counts, "inputs": counts["inputs"] + 1, "accepted": counts["accepted"] + 1}}
-    report = account(dataclasses.replace(tables, info=info, sources=[*tables.sources, archive]))
-    assert report.problems == ()
-    assert report.equation.endswith("+ 1 excluded (of the accepted, 1 ZIP with rows for its members)")
-    assert [summary.num_files for summary in report.protocols] == [6]
-
-
 def test_reasons_are_counted_by_device_and_site(dataset: str) -> None:
     counts = {(count.reason, count.device, count.site): count.num_files for count in audit(dataset).by_reason}
     assert counts == {

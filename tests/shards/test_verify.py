@@ -191,14 +191,14 @@ def recommit(folder, change):
     (folder / "_SUCCESS").write_text(hashlib.sha256(body).hexdigest() + "\n")
 
 
-def test_an_accepted_zip_is_an_input_but_not_a_sample(folder):
-    def add_zip(data, info):
+def test_an_accepted_file_without_a_sample_is_a_problem(folder):
+    def add_row(data, info):
         info["counts"]["inputs"] += 1
         info["counts"]["accepted"] += 1
         return data + b"a.zip,100,,accepted" + b"," * (len(SOURCE_COLUMNS) - 4) + b"\r\n"
 
-    recommit(folder, add_zip)
-    assert problems(folder) == []
+    recommit(folder, add_row)
+    assert problems(folder) != []
 
 
 def test_nothing_there(tmp_path):
