@@ -20,7 +20,7 @@ from ingest.phantom.plan import CohortSpec, plan_cohort
 from manifests.reasons import Reason
 
 MAESTRO, TRITON, RADIAL = "maestro2_3d_macula_oct", "triton_macula_6x6_octa", "spectralis_onh_rc_hr_oct"
-NEVER_ON_DISK = {"IO_UNREADABLE", "OUTSIDE_FILTER", "PARSER_CRASH", "SATURATED", "UNKNOWN_ERROR"}
+NEVER_ON_DISK = {"IO_UNREADABLE", "PARSER_CRASH", "SATURATED", "UNKNOWN_ERROR"}
 
 
 def damage(case, name):
