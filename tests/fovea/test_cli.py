@@ -95,3 +95,10 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "fovea-oct[train]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_training_never_parses_dicom() -> None:
+    """PREDECESSOR 4: DICOM was parsed in each step, about 30 hours an epoch."""
+    loaded = modules_after("import train.loop, train.feed, shards.loader, eval.embed, fovea.pretrain")
+    assert "torch" in loaded
+    assert not loaded & {"pydicom", "imagecodecs", "SimpleITK", "apache_beam"}
