@@ -45,7 +45,7 @@ geometry: $(STAMP)
 
 # The phantom's label signal through the whole job, with and without: docs/phantom.md (about 20 minutes).
 signal: $(STAMP)
-	$(BIN)/python benchmarks/signal.py
+	$(BIN)/python benchmarks/label_signal.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py
