@@ -137,7 +137,6 @@ def beam_options(extra: Sequence[str], num_workers: int | None = None) -> Pipeli
 
 
 def _check_known(extra: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     seen: set[str] = set()
     for options in _subclasses(PipelineOptions):
         # Beam declares options by class; two classes may share one, and argparse refuses it twice.
@@ -150,7 +149,6 @@ def _check_known(extra: Sequence[str]) -> None:
     if unknown or (extra and not extra[0].startswith("-")):
         word = unknown[0] if unknown else extra[0]
         raise JobOptionError(f"unknown option {word}: it is neither of `fovea ingest --help` nor of Apache Beam.")
-    parser.exit_on_error = False
 
 
 def _subclasses(base: type) -> list[type]:

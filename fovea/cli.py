@@ -15,7 +15,7 @@ COMMANDS: Final = {
     "demo": "all",
     "phantom": "ingest",
     "ingest": "ingest",
-    "verify": "train",
+    "verify": "ingest",
     "audit": "ingest",
     "show": "ingest",
     "pretrain": "train",
