@@ -97,7 +97,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         severity="info",
         retryable=False,
         meaning="valid as far as looked at, outside the job's filters (status excluded)",
-        hint="Nothing to do; widen --devices to take it in.",
+        hint="Nothing to do: widen --devices to take it in; an archive is no volume, its members have their own rows.",
     ),
     Reason.EMPTY_FILE: ReasonInfo(
         stage="probe",
