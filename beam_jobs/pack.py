@@ -14,10 +14,11 @@ import fsspec
 
 from beam_jobs.options import IngestJob
 from beam_jobs.rows import accepted_row, outcome_row
-from ingest.convert import convert_file
 from ingest.errors import IngestError
+from ingest.facts import path_facts
+from ingest.guard import Guard
 from ingest.record import Rejection, VolumeRecord
-from ingest.source import read_source
+from ingest.source import hash_or_none, read_source
 from manifests.cohort import Participant
 from manifests.plan import Element, FileRef, ShardPlan
 from manifests.reasons import Reason
@@ -50,8 +51,12 @@ class Outcome:
     result: VolumeRecord | Rejection
 
 
-def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Participant]) -> PackedShard:
-    """Make the shard, or take it over when an earlier run of the same plan already committed it."""
+def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Participant], guard: Guard) -> PackedShard:
+    """Make the shard, or take it over when an earlier run of the same plan already committed it.
+
+    Raises:
+        GuardError: if the process that decodes is ended from outside; the shard is not written then.
+    """
     earlier = _recorded(plan, job)
     if earlier:
         return earlier
@@ -61,7 +66,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     with tempfile.TemporaryFile() as file:
         with ShardWriter(cast("BinaryIO", file), plan.shard) as writer:
             for element in plan.elements:
-                outcomes = _settle([_read(ref, job, seconds) for ref in element.files])
+                outcomes = _settle([_read(ref, job, guard, seconds) for ref in element.files])
                 for outcome in outcomes:
                     if isinstance(outcome.result, VolumeRecord):
                         samples.append(_add(writer, element, outcome.result, job, participants, seconds))
@@ -80,15 +85,23 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     return packed
 
 
-def _read(file: FileRef, job: IngestJob, seconds: Seconds) -> Outcome:
+def _read(file: FileRef, job: IngestJob, guard: Guard, seconds: Seconds) -> Outcome:
     started = time.perf_counter()
+    if file.bytes > job.limits.max_file_bytes:
+        detail = f"the file has {file.bytes} bytes, the limit is {job.limits.max_file_bytes}."
+        rejection = Rejection(reason=Reason.PARSE_LIMIT_EXCEEDED, detail=detail, facts=path_facts(file.path))
+        return Outcome(file=file, sha256=hash_or_none(job.source, file.path), result=rejection)
     try:
         data = read_source(job.source, file.path)
     except IngestError as error:
-        return Outcome(file=file, sha256=None, result=Rejection(reason=error.reason, detail=error.detail))
+        return Outcome(
+            file=file,
+            sha256=None,
+            result=Rejection(reason=error.reason, detail=error.detail, facts=path_facts(file.path)),
+        )
     sha256 = hashlib.sha256(data).hexdigest()
     seconds["read"] += time.perf_counter() - started
-    result = convert_file(data, file.path, file.manifest, job.geometry, job.limits)
+    result = guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
     if isinstance(result, VolumeRecord):
         for stage, value in result.seconds.items():
             seconds[stage] += value

@@ -12,11 +12,11 @@ from beam_jobs.metrics import count, count_row, count_seconds
 from beam_jobs.options import IngestJob
 from beam_jobs.pack import pack_shard
 from beam_jobs.rows import outcome_row, settled_row
-from ingest.convert import probe_file
 from ingest.errors import IngestError
 from ingest.facts import path_facts
+from ingest.guard import Guard
 from ingest.record import Probed, Rejection
-from ingest.source import Entry, Settled, discover, hash_source, open_source
+from ingest.source import Entry, Settled, discover, hash_or_none, open_source
 from manifests.cohort import Participant
 from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_element
 from manifests.reasons import Reason
@@ -43,11 +43,23 @@ class Discover(beam.DoFn):
         yield TaggedOutput(OTHERS, found.other_files)
 
 
-class Probe(beam.DoFn):
-    """`Entry` -> `FileRef` of a file whose header is good; tagged: rows of all others."""
+class Guarded(beam.DoFn):
+    """A step that opens files: each of its instances has its own process for parsing and decoding."""
 
     def __init__(self, job: IngestJob) -> None:
         self._job = job
+
+    def setup(self) -> None:
+        """Called by Beam in the worker, once for each instance."""
+        self._guard = Guard()
+
+    def teardown(self) -> None:
+        """Called by Beam when it is done with the instance; a worker that is killed takes the process with it."""
+        self._guard.close()
+
+
+class Probe(Guarded):
+    """`Entry` -> `FileRef` of a file whose header is good; tagged: rows of all others."""
 
     def process(self, entry: Entry) -> Iterator[Any]:
         """Read the header, and the whole file once more for its hash if that settles it."""
@@ -69,7 +81,7 @@ class Probe(beam.DoFn):
             return outside
         try:
             with open_source(self._job.source, entry.path) as stream:
-                result = probe_file(stream, entry.path, entry.manifest, self._job.limits)
+                result = self._guard.probe(stream, entry.path, entry.manifest, self._job.limits)
         except IngestError as error:
             return Rejection(reason=error.reason, detail=error.detail, facts=facts)
         if isinstance(result, Probed) and result.identity.device not in self._job.devices:
@@ -92,14 +104,6 @@ class Settle(beam.DoFn):
         yield row
 
 
-def hash_or_none(source: str, path: str) -> str | None:
-    """The sha256 of a rejected file; None when the store does not give its bytes, which its row says already."""
-    try:
-        return hash_source(source, path)
-    except IngestError:
-        return None
-
-
 def element_of(
     group: tuple[str, Iterable[FileRef]], participants: Mapping[str, Participant], job: IngestJob
 ) -> tuple[tuple[str, str], Element]:
@@ -115,15 +119,12 @@ def shards_of(shelf: tuple[tuple[str, str], Iterable[Element]], job: IngestJob) 
     return cut_shards(shelf[1], samples_per_shard=samples_per_shard)
 
 
-class Pack(beam.DoFn):
+class Pack(Guarded):
     """`ShardPlan` -> `ShardRow`; tagged: rows of its samples and of its files. Voxels end in the shard, not here."""
-
-    def __init__(self, job: IngestJob) -> None:
-        self._job = job
 
     def process(self, plan: ShardPlan, participants: Mapping[str, Participant]) -> Iterator[Any]:
         """Make the shard and report."""
-        packed = pack_shard(plan, self._job, participants)
+        packed = pack_shard(plan, self._job, participants, self._guard)
         count("bytes_read", packed.bytes_read)
         count("shards_reused" if packed.reused else "shards_packed")
         count_seconds(packed.seconds)

@@ -23,11 +23,17 @@ from ingest.pixels import decode_frames
 from ingest.record import Facts, Limits, Probed, Rejection, VolumeRecord
 from ingest.resample import plan_grid, plan_slow_axis, resample
 from ingest.syntaxes import Pixels
+from ingest.watch import UNWATCHED, Watch
+from ingest.window import MoreNeededError, Window
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
 from shards.schema import content_token_mask
 
 DEFAULT_LIMITS: Final = Limits()
+FIRST_HEAD_BYTES: Final = 2**16
+"""Most headers end within this; one of 512 B-scans takes about 300 kB."""
+HEAD_GROWTH: Final = 3
+
 Result = TypeVar("Result")
 
 
@@ -42,15 +48,44 @@ def probe_file(
         manifest: the file's row of `manifest.tsv`, if there is one.
         limits: what no true scan exceeds.
     """
+    return probe_growing(stream, lambda head, complete: probe_head(head, complete, path, manifest, limits))
+
+
+def probe_growing(stream: BinaryIO, judge: Callable[[bytes, bool], Probed | Rejection | None]) -> Probed | Rejection:
+    """Hand the first part of a file to `judge`, and more for as long as the header goes on behind it."""
+    head = b""
+    while True:
+        wanted = HEAD_GROWTH * len(head) or FIRST_HEAD_BYTES
+        more = stream.read(wanted)
+        head += more
+        result = judge(head, len(more) < wanted)
+        if result is not None:
+            return result
+
+
+def probe_head(
+    head: bytes | memoryview, complete: bool, path: str, manifest: ManifestRow | None, limits: Limits = DEFAULT_LIMITS
+) -> Probed | Rejection | None:
+    """Check the header in the first part of a file (`complete`: all of it); None when it goes on behind that."""
+    window = Window(head, complete=complete, limit=limits.max_header_bytes)
     with _unprompted():
-        header = _attempt(path_facts(path), lambda: read_header(stream, limits))
+        try:
+            header = _attempt(path_facts(path), lambda: read_header(window, limits))
+        except MoreNeededError:
+            return None
         return header if isinstance(header, Rejection) else _judge(header, path, manifest, limits)
 
 
 def convert_file(
-    data: bytes, path: str, manifest: ManifestRow | None, geometry: Geometry, limits: Limits = DEFAULT_LIMITS
+    data: bytes | memoryview,
+    path: str,
+    manifest: ManifestRow | None,
+    geometry: Geometry,
+    limits: Limits = DEFAULT_LIMITS,
+    watch: Watch = UNWATCHED,
 ) -> VolumeRecord | Rejection:
-    """Check, decode and resample a file that was read whole; see `probe_file`."""
+    """Check, decode and resample a file that was read whole; see `probe_file`. `watch` hears of every stage."""
+    watch.begin("parse", path_facts(path))
     with _unprompted():
         header = _attempt(path_facts(path), lambda: parse_file(data, limits))
         if isinstance(header, Rejection):
@@ -58,7 +93,8 @@ def convert_file(
         probed = _judge(header, path, manifest, limits)
         if isinstance(probed, Rejection):
             return probed
-        return _attempt(probed.facts, lambda: _convert(header, probed, geometry))
+        watch.begin("frames", probed.facts)
+        return _attempt(probed.facts, lambda: _convert(header, probed, geometry, watch))
 
 
 @contextmanager
@@ -80,20 +116,23 @@ def _attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
         return work()
     except IngestError as error:
         return Rejection(reason=error.reason, detail=error.detail, facts=facts)
+    except MemoryError:
+        return Rejection(reason=Reason.PARSE_LIMIT_EXCEEDED, detail="it takes more memory than any scan.", facts=facts)
     except Exception as error:  # noqa: BLE001 - DESIGN section 4: every input has a row, also when we are wrong
         last = traceback.extract_tb(error.__traceback__)[-1]
         detail = f"{type(error).__name__} at {PurePath(last.filename).name}:{last.lineno}."
         return Rejection(reason=Reason.UNKNOWN_ERROR, detail=detail, facts=facts)
 
 
-def _convert(header: Header, probed: Probed, geometry: Geometry) -> VolumeRecord:
+def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -> VolumeRecord:
     clock = _Clock()
     layout = pixel_format(header)
     frames = find_frames(header, layout)
     slow = plan_slow_axis(probed.scan, geometry)
     wanted = probed.scan.order[slow.first : slow.last]
-    volume = _positive(decode_frames(frames, wanted, layout, header.transfer_syntax_uid), header, layout)
+    volume = _positive(decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch), header, layout)
     clock.lap("decode")
+    watch.begin("resample", probed.facts)
     found = check_content(volume, layout.bits_stored)
     check_annotation(header.dataset)
     native = (layout.num_frames, layout.rows, layout.columns)

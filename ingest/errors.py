@@ -22,3 +22,9 @@ class SourceError(Exception):
     """SOURCE cannot be used as it is."""
 
     exit_code = 2
+
+
+class GuardError(Exception):
+    """The process that parses and decodes could not be used, for a reason that is no file's."""
+
+    exit_code = 1

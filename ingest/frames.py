@@ -9,7 +9,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from ingest.errors import IngestError
 from ingest.fields import integer
-from ingest.header import UNDEFINED_LENGTH, Header
+from ingest.header import UNDEFINED_LENGTH, Header, check_tail
 from ingest.syntaxes import NATIVE_SYNTAXES, Codec, codec_of
 from manifests.reasons import Reason
 
@@ -74,12 +74,15 @@ def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
         kind = "encapsulated" if encapsulated else "native"
         raise IngestError(Reason.TS_MISMATCH, f"{kind} pixel data under transfer syntax {syntax}.")
     if not encapsulated:
-        return _native_frames(header.body[start:], length, layout)
-    offsets, fragments = _fragments(header.body, start)
+        frames = _native_frames(header.body[start:], length, layout)
+        check_tail(header.body[start + length :], syntax, Reason.PIXELDATA_LENGTH_MISMATCH)
+        return frames
     codec = codec_of(syntax)
-    frames = _group(fragments, offsets, layout.num_frames, codec)
+    value = _fragments(header.body, start)
+    frames = _group(value.fragments, value.offsets, layout.num_frames, codec)
     for number, frame in enumerate(frames):
-        codec.check(frame, layout.rows, layout.columns, number)
+        codec.check(frame, (layout.rows, layout.columns), layout.bits_allocated, number)
+    check_tail(header.body[value.stop :], syntax, Reason.TRUNCATED_DATASET)
     return frames
 
 
@@ -112,8 +115,17 @@ def _native_frames(value: memoryview, length: int, layout: PixelFormat) -> list[
     return [bytes(value[size * number : size * (number + 1)]) for number in range(layout.num_frames)]
 
 
-def _fragments(body: memoryview, start: int) -> tuple[tuple[int, ...], list[tuple[int, bytes]]]:
-    """The basic offset table, and (offset, bytes) of every fragment, strictly up to the sequence delimiter."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Encapsulated:
+    """Pixel data in fragments: the basic offset table, (offset, bytes) of each, and where the element ends."""
+
+    offsets: tuple[int, ...]
+    fragments: list[tuple[int, bytes]]
+    stop: int
+
+
+def _fragments(body: memoryview, start: int) -> _Encapsulated:
+    """Read items strictly up to the sequence delimiter."""
     position = start
     found: list[tuple[int, bytes]] = []
     while True:
@@ -134,7 +146,8 @@ def _fragments(body: memoryview, start: int) -> tuple[tuple[int, ...], list[tupl
     table = found.pop(0)[1]
     offsets = struct.unpack(f"<{len(table) // 4}L", table[: len(table) // 4 * 4])
     first = found[0][0] if found else 0
-    return offsets, [(offset - first, data) for offset, data in found]
+    fragments = [(offset - first, data) for offset, data in found]
+    return _Encapsulated(offsets=offsets, fragments=fragments, stop=position + 8)
 
 
 def _group(
@@ -145,7 +158,8 @@ def _group(
         return [data for _, data in fragments]
     if num_frames == 1:
         return [b"".join(data for _, data in fragments)]
-    starts = [place for place, (offset, _) in enumerate(fragments) if offset in set(offsets)]
+    known = set(offsets)
+    starts = [place for place, (offset, _) in enumerate(fragments) if offset in known]
     if len(starts) != num_frames:
         starts = [place for place, (_, data) in enumerate(fragments) if codec.starts(data)]
     if len(starts) != num_frames or starts[0] != 0:

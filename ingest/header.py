@@ -3,14 +3,13 @@
 pydicom parses; this module decides what a failed parse means (DICOM PS3.10 section 7, PS3.5 section 7).
 """
 
-import io
 import math
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, Final, cast
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -25,6 +24,7 @@ from pydicom.uid import (
 from ingest.errors import IngestError
 from ingest.fields import integer, raw
 from ingest.record import Limits
+from ingest.window import Window
 from manifests.reasons import Reason
 
 PREAMBLE_BYTES: Final = 128
@@ -48,41 +48,36 @@ class Header:
     body: memoryview | None = field(repr=False, default=None)
 
 
-def read_header(stream: BinaryIO, limits: Limits) -> Header:
-    """Read up to the pixel data and no further; `stream` may fetch ranges of a remote object.
+def read_header(window: Window, limits: Limits) -> Header:
+    """Read up to the pixel data and no further.
 
     Raises:
         IngestError: EMPTY_FILE, NOT_DICOM, META_HEADER_INVALID, PARSE_LIMIT_EXCEEDED, PARSER_CRASH, or
             TRUNCATED_DATASET when the file ends inside an element.
+        MoreNeededError: when the header reaches beyond an incomplete window.
     """
-    syntax = _read_meta(stream)
+    syntax = _read_meta(window)
     if syntax == DeflatedExplicitVRLittleEndian:
-        return _inflate_head(stream, limits)
-    return _parse_body(stream, syntax)
+        return _inflate_head(window, limits)
+    return _parse_body(window, syntax)
 
 
-def parse_file(data: bytes, limits: Limits) -> Header:
+def parse_file(data: bytes | memoryview, limits: Limits) -> Header:
     """Parse a file that was read whole; raises like `read_header`."""
-    stream = io.BytesIO(data)
-    syntax = _read_meta(stream)
-    body = memoryview(data)[stream.tell() :]
+    window = Window(data, limit=limits.max_header_bytes)
+    syntax = _read_meta(window)
+    body = window.rest()
     if syntax == DeflatedExplicitVRLittleEndian:
         body = _inflate_all(body, limits)
-    header = _parse_body(io.BytesIO(body), syntax)
-    return Header(
-        dataset=header.dataset,
-        transfer_syntax_uid=syntax,
-        has_pixel_data=header.has_pixel_data,
-        pixel_offset=header.pixel_offset,
-        body=body,
-    )
+    header = _parse_body(Window(body, limit=limits.max_header_bytes), syntax)
+    return replace(header, transfer_syntax_uid=syntax, body=body)
 
 
-def _read_meta(stream: BinaryIO) -> UID:
+def _read_meta(stream: Window) -> UID:
     """Preamble and group 0002; leaves the stream at the data set. Returns the transfer syntax."""
-    start = stream.read(PREAMBLE_BYTES + len(MAGIC))
-    if not start:
+    if stream.at_end():
         raise IngestError(Reason.EMPTY_FILE, "the file has no bytes.")
+    start = stream.read(PREAMBLE_BYTES + len(MAGIC))
     if start[PREAMBLE_BYTES:] != MAGIC:
         raise _not_part10(stream)
     meta, notes = _parse(stream, "file meta information", implicit=False, little=True, stop=_past_meta)
@@ -97,7 +92,7 @@ def _read_meta(stream: BinaryIO) -> UID:
     return syntax
 
 
-def _not_part10(stream: BinaryIO) -> IngestError:
+def _not_part10(stream: Window) -> IngestError:
     """No DICM marker: a bare data set is DICOM without its file meta information; anything else is not DICOM."""
     stream.seek(0)
     first = stream.read(8)
@@ -113,12 +108,12 @@ def _not_part10(stream: BinaryIO) -> IngestError:
     return IngestError(Reason.NOT_DICOM, "no DICM marker, and no data set that can be parsed.")
 
 
-def _parse_body(stream: BinaryIO, syntax: UID) -> Header:
+def _parse_body(stream: Window, syntax: UID) -> Header:
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     begin = stream.tell()
     dataset, notes = _parse(stream, "data set", implicit=implicit, little=little, stop=_at_pixels)
     end = stream.tell()
-    has_pixels = bool(stream.read(1))
+    has_pixels = not stream.at_end()
     if not has_pixels and (notes or _cut_element(dataset, end)):
         raise IngestError(Reason.TRUNCATED_DATASET, "the file ends inside an element of the header.")
     return Header(
@@ -129,15 +124,33 @@ def _parse_body(stream: BinaryIO, syntax: UID) -> Header:
     )
 
 
+def check_tail(tail: memoryview, syntax: UID, reason: Reason) -> None:
+    """What follows the pixel data is more elements, or zeros that a copy was padded with; else the file is damaged.
+
+    Raises:
+        IngestError: TRUNCATED_DATASET when it ends inside an element, `reason` when it is no data set.
+    """
+    if not bytes(tail).strip(b"\0"):
+        return
+    window = Window(tail, limit=len(tail))
+    junk = IngestError(reason, f"{len(tail)} bytes behind the pixel data are no elements.")
+    try:
+        header = _parse_body(window, syntax)
+    except IngestError as error:
+        raise (error if error.reason is Reason.TRUNCATED_DATASET else junk) from error
+    if header.has_pixel_data or not header.dataset or min(header.dataset.keys()) <= PIXEL_TAGS[-1]:
+        raise junk
+
+
 StopRule = Callable[[Any, str | None, int], bool]
 
 
-def _parse(stream: BinaryIO, what: str, *, implicit: bool, little: bool, stop: StopRule) -> tuple[Dataset, list[str]]:
+def _parse(stream: Window, what: str, *, implicit: bool, little: bool, stop: StopRule) -> tuple[Dataset, list[str]]:
     """Parse with pydicom, and return its complaints. A crash of the parser is that file's reason."""
     try:
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
-            dataset = read_dataset(stream, implicit, little, stop_when=stop)
+            dataset = read_dataset(cast("BinaryIO", stream), implicit, little, stop_when=stop)
     except (RecursionError, MemoryError) as error:
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{what}: {type(error).__name__}.") from error
     except (EOFError, struct.error) as error:
@@ -164,30 +177,45 @@ def _cut_element(dataset: Dataset, end: int) -> bool:
     return last.value_tell + last.length != end
 
 
-def _inflate_head(stream: BinaryIO, limits: Limits) -> Header:
+def _inflate_head(window: Window, limits: Limits) -> Header:
     """Parse the first part of a deflated data set (PS3.5 A.5), enough for any header."""
-    head, complete = _inflate(stream.read(limits.max_header_bytes // 8), limits.max_header_bytes)
-    try:
-        header = _parse_body(io.BytesIO(head), DeflatedExplicitVRLittleEndian)
-    except IngestError as error:
-        if error.reason is Reason.TRUNCATED_DATASET and len(head) >= limits.max_header_bytes:
-            raise _too_long(limits.max_header_bytes) from error
-        raise
-    if not header.has_pixel_data and not complete:
-        raise _too_long(len(head))
+    head = _inflate(window.rest(), limits.max_header_bytes)
+    full = len(head.data) >= limits.max_header_bytes
+    inner = Window(head.data, complete=head.ended or (window.complete and not full), limit=limits.max_header_bytes)
+    header = _parse_body(inner, DeflatedExplicitVRLittleEndian)
+    if not header.has_pixel_data and not head.ended:
+        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set ends before its end mark.")
     return header
 
 
 def _inflate_all(body: memoryview, limits: Limits) -> memoryview:
     """Inflate to the size that the header declares, and a little more for what follows the pixels."""
-    header = _inflate_head(io.BytesIO(body), limits)
+    header = _inflate_head(Window(body, limit=limits.max_header_bytes), limits)
     limit = min(_declared_bytes(header.dataset), limits.max_voxels) + limits.max_header_bytes
-    inflated, complete = _inflate(bytes(body), limit)
-    if not complete and len(inflated) >= limit:
-        raise _too_long(limit)
-    if not complete:
+    inflated = _inflate(body, limit)
+    if not inflated.ended and len(inflated.data) >= limit:
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"the deflated data set inflates to over {limit} bytes.")
+    if not inflated.ended:
         raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set ends before its end mark.")
-    return memoryview(inflated)
+    _check_deflated_end(body, inflated)
+    return memoryview(inflated.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inflated:
+    """What a deflate stream held, whether its end mark was reached, and the bytes behind that."""
+
+    data: bytes
+    ended: bool
+    behind: bytes
+
+
+def _check_deflated_end(body: memoryview, inflated: _Inflated) -> None:
+    """An odd stream is padded with a zero (PS3.5 A.5): without it, a byte is missing. A gzip trailer may follow."""
+    odd = (len(body) - len(inflated.behind)) % 2
+    trailer = struct.pack("<LL", zlib.crc32(inflated.data), len(inflated.data) & UNDEFINED_LENGTH)
+    if inflated.behind.removeprefix(trailer).strip(b"\0") or (odd and not inflated.behind):
+        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set does not end as one: bytes are missing.")
 
 
 def _declared_bytes(dataset: Dataset) -> int:
@@ -195,14 +223,11 @@ def _declared_bytes(dataset: Dataset) -> int:
     return max(0, math.prod(edges)) // 8
 
 
-def _inflate(compressed: bytes, limit: int) -> tuple[bytes, bool]:
-    """Raw deflate (RFC 1951) up to `limit` bytes, and whether the end mark was reached."""
+def _inflate(compressed: memoryview, limit: int) -> _Inflated:
+    """Raw deflate (RFC 1951), up to `limit` bytes."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        return inflater.decompress(compressed, limit), inflater.eof
+        data = inflater.decompress(compressed, limit)
     except zlib.error as error:
         raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set is damaged.") from error
-
-
-def _too_long(limit: int) -> IngestError:
-    return IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"the deflated data set inflates to over {limit} bytes.")
+    return _Inflated(data=data, ended=inflater.eof, behind=inflater.unused_data)

@@ -10,6 +10,7 @@ from ingest.errors import IngestError
 from ingest.frames import PixelFormat, find_frames, pixel_format
 from ingest.header import Header
 from ingest.syntaxes import NATIVE_SYNTAXES, Pixels, codec_of
+from ingest.watch import UNWATCHED, Watch
 from manifests.reasons import Reason
 
 
@@ -24,7 +25,9 @@ def decode_file(header: Header) -> Pixels:
     return decode_frames(frames, range(layout.num_frames), layout, header.transfer_syntax_uid)
 
 
-def decode_frames(frames: Sequence[bytes], wanted: Iterable[int], layout: PixelFormat, syntax: UID) -> Pixels:
+def decode_frames(
+    frames: Sequence[bytes], wanted: Iterable[int], layout: PixelFormat, syntax: UID, watch: Watch = UNWATCHED
+) -> Pixels:
     """Decode the frames with these indices, in this order.
 
     Returns:
@@ -41,6 +44,7 @@ def decode_frames(frames: Sequence[bytes], wanted: Iterable[int], layout: PixelF
     indices = list(wanted)
     volume = np.empty((len(indices), layout.rows, layout.columns), dtype)
     for place, index in enumerate(indices):
+        watch.frame(layout.rows * layout.columns)
         volume[place] = _decode(frames[index], index, layout, syntax)
     return volume
 

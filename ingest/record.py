@@ -15,8 +15,9 @@ class Limits:
     min_frames: int = 8
     max_frames: int = 4096
     max_edge: int = 8192
-    max_voxels: int = 2**30
+    max_voxels: int = 2**29
     max_header_bytes: int = 64 * 2**20
+    max_file_bytes: int = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,6 +188,14 @@ def hash_source(source: str, path: str) -> str:
     return digest.hexdigest()
 
 
+def hash_or_none(source: str, path: str) -> str | None:
+    """The sha256 of a rejected file; None when the store does not give its bytes, which its row says already."""
+    try:
+        return hash_source(source, path)
+    except IngestError:
+        return None
+
+
 def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, ManifestRow]]:
     """Canonical path -> (path where the file should lie, its row) of every manifest found."""
     listed: dict[str, tuple[str, ManifestRow]] = {}

@@ -31,6 +31,18 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ingest.codestream import (
+    J2K_START,
+    JP2_START,
+    JPEG_START,
+    IncompleteError,
+    Shape2,
+    has_end,
+    j2k_shape,
+    jpeg_shape,
+    rle_segments,
+    start_of_frame,
+)
 from ingest.errors import IngestError
 from manifests.reasons import Reason
 
@@ -41,54 +53,54 @@ NATIVE_SYNTAXES: Final = (
     DeflatedExplicitVRLittleEndian,
 )
 
-J2K_START: Final = b"\xff\x4f\xff\x51"
-JP2_START: Final = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
-JPEG_START: Final = b"\xff\xd8"
-END_OF_IMAGE: Final = b"\xff\xd9"
-"""EOI of JPEG and JPEG-LS (T.81 B.1.1.3), EOC of JPEG 2000 (T.800 A.4.4)."""
-
-PADDING: Final = b"\x00\xff"
-"""PS3.5 A.4 pads with zero; encoders in the field also pad with fill bytes."""
-
-RLE_HEADER: Final = struct.Struct("<16L")
-
 Pixels = npt.NDArray[Any]
-Shape2 = tuple[int, int]
+
+
+def _undeclared(_frame: bytes) -> Shape2:
+    raise ValueError("frames of this transfer syntax declare no size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """How frames of a family of transfer syntaxes start, end and are decoded."""
+    """How frames of a family of transfer syntaxes start, end and are decoded.
+
+    `shape_of` walks a frame from its first marker to its last and returns the (rows, columns) that it declares.
+    """
 
     start: bytes
-    declared_shape: Callable[[bytes], Shape2 | None]
     decode: Callable[[bytes, Shape2, int], Pixels]
+    shape_of: Callable[[bytes], Shape2] = _undeclared
     start_of_frame: tuple[int, ...] = ()
 
     def starts(self, data: bytes) -> bool:
         """Whether a fragment begins a frame."""
         return data.startswith(self.start) if self.start else True
 
-    def check(self, frame: bytes, rows: int, columns: int, number: int) -> None:
-        """Start marker, end marker, declared size; nothing is decoded and nothing allocated.
+    def check(self, frame: bytes, shape: Shape2, bits_allocated: int, number: int) -> None:
+        """Start marker, end marker, what lies between them, declared size: of any frame, whether it is needed or not.
 
         Raises:
             IngestError: TS_MISMATCH, CODESTREAM_OBFUSCATED, FRAME_INCOMPLETE or FRAME_UNDECODABLE.
         """
+        if not self.start:
+            self._check_unmarked(frame, shape, bits_allocated, number)
+            return
         self._check_start(frame, number)
-        if self.start and not frame[-64:].rstrip(PADDING).endswith(END_OF_IMAGE):
+        if not has_end(frame):
             raise IngestError(Reason.FRAME_INCOMPLETE, f"frame {number} has no end-of-image marker.")
         try:
-            declared = self.declared_shape(frame)
-        except (struct.error, ValueError) as error:
+            declared = self.shape_of(frame)
+        except struct.error as error:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} has no readable frame header.") from error
-        if declared not in {None, (rows, columns)}:
-            raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} declares {declared}, not {(rows, columns)}.")
+        except ValueError as error:
+            raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number}: {error}.") from error
+        if declared != shape:
+            raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} declares {declared}, not {shape}.")
 
     def _check_start(self, frame: bytes, number: int) -> None:
-        if self.start and self.starts(frame):
+        if self.starts(frame):
             marker = start_of_frame(frame)[0] if self.start_of_frame else 0
-            if self.start_of_frame and marker and marker not in self.start_of_frame:
+            if marker and marker not in self.start_of_frame:
                 raise IngestError(Reason.TS_MISMATCH, f"frame {number} is another JPEG process (SOF {marker:#x}).")
             return
         family = next((name for start, name in FAMILIES if frame.startswith(start)), None)
@@ -96,64 +108,39 @@ class Codec:
             raise IngestError(Reason.TS_MISMATCH, f"frame {number} is {family}, not what the header declares.")
         if self.start == J2K_START and not family:
             raise IngestError(Reason.CODESTREAM_OBFUSCATED, f"frame {number} has no JPEG 2000 start marker.")
-        if self.start and not family:
+        if not family:
             raise IngestError(Reason.TS_MISMATCH, f"frame {number} has no JPEG start marker.")
+
+    def _check_unmarked(self, frame: bytes, shape: Shape2, bits_allocated: int, number: int) -> None:
+        """RLE has no markers and declares no size: a frame is whole when it unpacks to every pixel."""
+        family = next((name for start, name in FAMILIES if frame.startswith(start)), None)
+        if family:
+            raise IngestError(Reason.TS_MISMATCH, f"frame {number} is {family}, not what the header declares.")
+        try:
+            self.decode(frame, shape, bits_allocated)
+        except IncompleteError as error:
+            raise IngestError(Reason.FRAME_INCOMPLETE, f"frame {number}: {error}.") from error
+        except (struct.error, ValueError, RuntimeError) as error:
+            raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} cannot be unpacked.") from error
 
 
 FAMILIES: Final = ((J2K_START, "JPEG 2000"), (JP2_START, "JP2"), (JPEG_START, "JPEG"))
 
 
-def start_of_frame(frame: bytes) -> tuple[int, Shape2 | None]:
-    """Marker and (rows, columns) of a JPEG's SOF segment (T.81 B.2.2); (0, None) when there is none."""
-    position = 2
-    while position + 9 <= len(frame):
-        lead, marker, length = struct.unpack_from(">BBH", frame, position)
-        if lead != 0xFF:
-            return 0, None
-        if (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}) or marker == 0xF7:
-            return marker, struct.unpack_from(">HH", frame, position + 5)
-        if marker == 0xDA:
-            return 0, None
-        position += 1 if marker == 0xFF else 2 + length
-    return 0, None
-
-
-def _jpeg_shape(frame: bytes) -> Shape2:
-    shape = start_of_frame(frame)[1]
-    if shape is None:
-        raise ValueError("no SOF segment")
-    return shape
-
-
-def _j2k_shape(frame: bytes) -> Shape2 | None:
-    """(rows, columns) of the SIZ segment (T.800 A.5.1); None for a JP2 wrapper."""
-    if not frame.startswith(J2K_START):
-        return None
-    width, height, left, top = struct.unpack_from(">4L", frame, 8)
-    return height - top, width - left
-
-
-def _rle_shape(frame: bytes) -> None:
-    """An RLE frame declares no size: its header must be whole and its segments in order (PS3.5 annex G.5)."""
-    count, *offsets = RLE_HEADER.unpack_from(frame)
-    used = offsets[:count]
-    if not 1 <= count <= 15 or used[0] != RLE_HEADER.size or used != sorted(used) or used[-1] >= len(frame):
-        raise ValueError("RLE header")
-
-
 def _decode_rle(frame: bytes, shape: Shape2, bits_allocated: int) -> Pixels:
     """Segments are bytes of the pixels, most significant first; each must unpack to every pixel."""
-    count, *offsets = RLE_HEADER.unpack_from(frame)
-    if count * 8 != bits_allocated:
-        raise ValueError(f"{count} RLE segments for {bits_allocated} bits")
-    stops = [*offsets[1:count], len(frame)]
-    planes = []
-    for start, stop in zip(offsets[:count], stops, strict=True):
-        plane = imagecodecs.packbits_decode(frame[start:stop])
-        if not shape[0] * shape[1] <= len(plane) <= shape[0] * shape[1] + 1:
+    segments = rle_segments(frame)
+    if len(segments) * 8 != bits_allocated:
+        raise ValueError(f"{len(segments)} RLE segments for {bits_allocated} bits")
+    size = shape[0] * shape[1]
+    planes = [imagecodecs.packbits_decode(segment) for segment in segments]
+    for plane in planes:
+        if len(plane) < size:
+            raise IncompleteError(f"an RLE segment unpacks to {len(plane)} bytes of {size}")
+        if len(plane) > size + 1:
             raise ValueError(f"an RLE segment unpacks to {len(plane)} bytes")
-        planes.append(np.frombuffer(plane, np.uint8, shape[0] * shape[1]))
-    return np.stack(planes, axis=-1).view(f">u{count}").reshape(shape)
+    pixels = np.stack([np.frombuffer(plane, np.uint8, size) for plane in planes], axis=-1)
+    return pixels.view(f">u{len(planes)}").reshape(shape)
 
 
 def _decoder(name: str) -> Callable[[bytes, Shape2, int], Pixels]:
@@ -164,17 +151,15 @@ def _decoder(name: str) -> Callable[[bytes, Shape2, int], Pixels]:
     return decode
 
 
-_JPEG_2000: Final = Codec(start=J2K_START, declared_shape=_j2k_shape, decode=_decoder("jpeg2k_decode"))
-_JPEG_LS: Final = Codec(
-    start=JPEG_START, declared_shape=_jpeg_shape, decode=_decoder("jpegls_decode"), start_of_frame=(0xF7,)
-)
+_JPEG_2000: Final = Codec(start=J2K_START, shape_of=j2k_shape, decode=_decoder("jpeg2k_decode"))
+_JPEG_LS: Final = Codec(start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegls_decode"), start_of_frame=(0xF7,))
 _JPEG_DCT: Final = Codec(
-    start=JPEG_START, declared_shape=_jpeg_shape, decode=_decoder("jpeg8_decode"), start_of_frame=(0xC0, 0xC1)
+    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpeg8_decode"), start_of_frame=(0xC0, 0xC1)
 )
 _JPEG_LOSSLESS: Final = Codec(
-    start=JPEG_START, declared_shape=_jpeg_shape, decode=_decoder("jpegsof3_decode"), start_of_frame=(0xC3,)
+    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegsof3_decode"), start_of_frame=(0xC3,)
 )
-_RLE: Final = Codec(start=b"", declared_shape=_rle_shape, decode=_decode_rle)
+_RLE: Final = Codec(start=b"", decode=_decode_rle)
 
 CODECS: Final[dict[str, Codec]] = {
     JPEGBaseline8Bit: _JPEG_DCT,

@@ -109,7 +109,7 @@ def test_high_throughput_jpeg_2000_decodes(syntax: UID) -> None:
     frame = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
     codestream = imagecodecs.htj2k_encode(frame)
     codec = codec_of(syntax)
-    codec.check(codestream, 48, 64, 0)
+    codec.check(codestream, (48, 64), 8, 0)
     assert np.array_equal(codec.decode(codestream, (48, 64), 8), frame)
 
 
