@@ -4,19 +4,22 @@ The guard is the near side: it hands bytes over in shared memory, waits, and tur
 file's `Rejection`. What the other side may spend is in `ingest.isolated`.
 """
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import BinaryIO, Final, Self, TypeVar
 
+import numpy as np
+
 from ingest.convert import DEFAULT_LIMITS, probe_growing
 from ingest.errors import GuardError
+from ingest.exchange import Exchange
 from ingest.facts import path_facts
 from ingest.geometry import Geometry
 from ingest.messages import Answer, Ask, Milestone
@@ -32,6 +35,9 @@ START_S: Final = 120.0
 
 OUTSIDERS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that somebody sends; no file can."""
+
+WIDEST_VOXEL: Final = 2
+"""Bytes of a uint16."""
 
 ONE_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """The cores belong to the workers; idle thread pools would also count against the memory limit."""
@@ -80,7 +86,8 @@ class Guard:
 
     def __init__(self, *, stall_s: float = STALL_S) -> None:
         self._stall_s = stall_s
-        self._memory = _shared_memory()
+        self._inbox = Exchange()
+        self._outbox = Exchange()
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
@@ -93,7 +100,12 @@ class Guard:
         self.close()
 
     def close(self) -> None:
-        """End the other process; the guard can be used again."""
+        """End the other process and give its memory back."""
+        self._stop()
+        self._inbox.close()
+        self._outbox.close()
+
+    def _stop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -112,8 +124,7 @@ class Guard:
         """
 
         def judge(head: bytes, complete: bool) -> Probed | Rejection | None:
-            ask = Ask(num_bytes=len(head), path=path, manifest=manifest, limits=limits, complete=complete)
-            result = self._result(ask, head)
+            result = self._result(self._ask(head, path, manifest, limits, complete=complete), head)
             if isinstance(result, VolumeRecord):
                 raise GuardError("a probe was answered with a volume.")
             return result
@@ -129,30 +140,60 @@ class Guard:
         limits: Limits = DEFAULT_LIMITS,
     ) -> VolumeRecord | Rejection:
         """As `ingest.convert.convert_file`; raises like `probe`."""
-        ask = Ask(num_bytes=len(data), path=path, manifest=manifest, limits=limits, geometry=geometry)
-        result = self._result(ask, data)
+        result = self._result(self._ask(data, path, manifest, limits, geometry=geometry), data)
         if result is None or isinstance(result, Probed):
             raise GuardError("a conversion was answered with a probe.")
         return result
+
+    def _ask(
+        self,
+        data: bytes,
+        path: str,
+        manifest: ManifestRow | None,
+        limits: Limits,
+        *,
+        geometry: Geometry | None = None,
+        complete: bool = True,
+    ) -> Ask:
+        """Make room on both sides, and say how much there is."""
+        self._inbox.reserve(len(data))
+        self._outbox.reserve(math.prod(geometry.size) * WIDEST_VOXEL if geometry else 0)
+        return Ask(
+            num_bytes=len(data),
+            inbox_size=self._inbox.size,
+            outbox_size=self._outbox.size,
+            path=path,
+            manifest=manifest,
+            limits=limits,
+            geometry=geometry,
+            complete=complete,
+        )
 
     def _result(self, ask: Ask, data: bytes) -> Probed | VolumeRecord | Rejection | None:
         outcome = self._attempt(ask, data)
         if isinstance(outcome, Death) and outcome.returncode == -signal.SIGKILL and not outcome.stalled:
             # Perhaps the kernel needed memory, and took this process of all: only a second time it is the file.
             outcome = self._attempt(ask, data)
-        return outcome.rejection() if isinstance(outcome, Death) else outcome.result
+        return outcome.rejection() if isinstance(outcome, Death) else self._received(outcome)
+
+    def _received(self, answer: Answer) -> Probed | VolumeRecord | Rejection | None:
+        """The result, with its volume copied out of the outbox."""
+        if answer.volume is None or not isinstance(answer.result, VolumeRecord):
+            return answer.result
+        dtype, shape = np.dtype(answer.volume.dtype), answer.volume.shape
+        data = self._outbox.view(math.prod(shape) * dtype.itemsize)
+        return replace(answer.result, volume=np.frombuffer(data, dtype).reshape(shape).copy())
 
     def _attempt(self, ask: Ask, data: bytes) -> Answer | Death:
         connection = self._connect()
-        os.ftruncate(self._memory, 0)
-        _write(self._memory, data)
+        if data:
+            self._inbox.view(len(data))[:] = data
         last = Milestone(stage="parse", facts=path_facts(ask.path))
         try:
             connection.send(ask)
             while connection.poll(self._stall_s):
                 message = connection.recv()
                 if isinstance(message, Answer):
-                    os.ftruncate(self._memory, 0)
                     return message
                 last = message or last
         except (EOFError, ConnectionError):
@@ -166,7 +207,7 @@ class Guard:
         if stalled:
             child.kill()
         returncode = child.wait()
-        self.close()
+        self._stop()
         if -returncode in OUTSIDERS:
             raise GuardError(f"the decoding process was ended from outside ({_name(returncode)}).")
         return Death(returncode=returncode, stalled=stalled, stage=last.stage, facts=last.facts)
@@ -175,10 +216,11 @@ class Guard:
         if self._connection is not None:
             return self._connection
         near, far = socket.socketpair()
+        descriptors = (far.fileno(), self._inbox.descriptor, self._outbox.descriptor)
         with far:
             self._child = subprocess.Popen(  # noqa: S603 - our own module under our own interpreter
-                [sys.executable, "-P", "-m", "ingest.isolated", str(far.fileno()), str(self._memory)],
-                pass_fds=(far.fileno(), self._memory),
+                [sys.executable, "-P", "-m", "ingest.isolated", *map(str, descriptors)],
+                pass_fds=descriptors,
                 env=os.environ | ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -198,19 +240,5 @@ class Guard:
             ready = False
         if not ready:
             code = self._child.poll() if self._child else None
-            self.close()
+            self._stop()
             raise GuardError(f"the decoding process did not start (exit code {code}): is the installation complete?")
-
-
-def _shared_memory() -> int:
-    """A descriptor of memory that both processes can map."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("fovea-file")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _write(memory: int, data: bytes) -> None:
-    view, written = memoryview(data), 0
-    while written < len(view):
-        written += os.pwrite(memory, view[written:], written)

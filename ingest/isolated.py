@@ -1,4 +1,4 @@
-"""The process in which files are parsed and decoded: `python -m ingest.isolated SOCKET MEMORY`.
+"""The process in which files are parsed and decoded: `python -m ingest.isolated SOCKET INBOX OUTBOX`.
 
 A damaged file can make a codec crash, loop or ask for all memory. Here that ends this process and nothing else;
 `ingest.guard` starts the next one. Each stage, and each frame, has an allowance of CPU seconds, which the kernel
@@ -6,21 +6,20 @@ enforces inside of C code too: ITIMER_PROF counts the time that is spent, not th
 machine rejects no good file.
 """
 
-import gc
-import mmap
-import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Final
 
+import numpy as np
+
 from ingest.convert import convert_file, probe_head
 from ingest.errors import IngestError
-from ingest.messages import Answer, Ask, Milestone
+from ingest.exchange import Exchange
+from ingest.messages import Answer, Ask, Milestone, VolumeInOutbox
 from ingest.record import Facts, Probed, Rejection, VolumeRecord
 from ingest.watch import Stage, Watch
 from manifests.reasons import Reason
@@ -35,6 +34,9 @@ FRAME_VOXELS_PER_CPU_S: Final = 200_000
 FILE_CPU_S: Final = 900.0
 """The largest scan of the cohort, 512 x 992 x 512 in JPEG 2000, decodes in about 30 s."""
 
+TELL_S: Final = 0.5
+"""Often enough for a guard that waits a minute, and not for each of a thousand frames."""
+
 MEMORY_BYTES: Final = 2 * 2**30
 """Above what the interpreter itself takes. The largest scan needs under one GiB."""
 
@@ -45,16 +47,22 @@ class Deadline(Watch):
     def __init__(self, guard: Connection) -> None:
         self._guard = guard
         self._started = time.process_time()
+        self._told = time.monotonic()
 
     def begin(self, stage: Stage, facts: Facts) -> None:
         _allow(STAGE_CPU_S[stage])
-        self._guard.send(Milestone(stage=stage, facts=facts))
+        self._tell(Milestone(stage=stage, facts=facts))
 
     def frame(self, num_voxels: int) -> None:
         if time.process_time() - self._started > FILE_CPU_S:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"decoding took over {FILE_CPU_S:g} s.")
         _allow(FRAME_CPU_S + num_voxels / FRAME_VOXELS_PER_CPU_S)
-        self._guard.send(None)
+        if time.monotonic() - self._told > TELL_S:
+            self._tell(None)
+
+    def _tell(self, news: Milestone | None) -> None:
+        self._guard.send(news)
+        self._told = time.monotonic()
 
 
 def _allow(cpu_s: float) -> None:
@@ -62,7 +70,7 @@ def _allow(cpu_s: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
 
-def serve(guard: Connection, memory: int) -> None:
+def serve(guard: Connection, inbox: Exchange, outbox: Exchange) -> None:
     """Answer until the guard hangs up."""
     guard.send_bytes(b"ready")
     while True:
@@ -70,10 +78,11 @@ def serve(guard: Connection, memory: int) -> None:
             ask: Ask = guard.recv()
         except EOFError:
             return
-        with _mapped(memory, ask.num_bytes) as data:
-            result = _answer(ask, data, Deadline(guard))
-            _allow(0)
-            guard.send(Answer(result=result))
+        inbox.attach(ask.inbox_size)
+        outbox.attach(ask.outbox_size)
+        result = _answer(ask, inbox.view(ask.num_bytes), Deadline(guard))
+        _allow(0)
+        guard.send(_hand_over(result, outbox))
 
 
 def _answer(ask: Ask, data: memoryview, watch: Watch) -> Probed | VolumeRecord | Rejection | None:
@@ -83,18 +92,14 @@ def _answer(ask: Ask, data: memoryview, watch: Watch) -> Probed | VolumeRecord |
     return convert_file(data, ask.path, ask.manifest, ask.geometry, ask.limits, watch)
 
 
-@contextmanager
-def _mapped(memory: int, num_bytes: int) -> Iterator[memoryview]:
-    """The shared bytes, without a copy."""
-    if num_bytes == 0:
-        yield memoryview(b"")
-        return
-    pages = mmap.mmap(memory, num_bytes, access=mmap.ACCESS_READ)
-    yield memoryview(pages)
-    try:
-        pages.close()
-    except BufferError:  # a reference cycle of the parser's still holds a view
-        gc.collect()
+def _hand_over(result: Probed | VolumeRecord | Rejection | None, outbox: Exchange) -> Answer:
+    """The answer; a volume goes by way of the outbox."""
+    if not isinstance(result, VolumeRecord):
+        return Answer(result=result)
+    volume = result.volume
+    np.frombuffer(outbox.view(volume.nbytes), volume.dtype).reshape(volume.shape)[...] = volume
+    place = VolumeInOutbox(shape=result.volume.shape, dtype=str(volume.dtype))
+    return Answer(result=replace(result, volume=volume[:0]), volume=place)
 
 
 def _limit_memory() -> None:
@@ -109,11 +114,10 @@ def _limit_memory() -> None:
 
 def main() -> None:
     """Run until the guard's end of the socket closes."""
-    socket, memory = (int(word) for word in sys.argv[1:3])
+    socket, inbox, outbox = (int(word) for word in sys.argv[1:4])
     _limit_memory()
     with Connection(socket) as guard:
-        serve(guard, memory)
-    os.close(memory)
+        serve(guard, Exchange(inbox), Exchange(outbox))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Codecs that crash, loop or ask for all memory, in the whole job: one row each, and the shard's other volumes whole."""
+"""Codecs that crash, loop or ask for all memory, in the whole job: one row each, the other volumes whole."""
 
 import csv
 import datetime

@@ -176,8 +176,8 @@ def test_no_process_outlives_its_guard(scan: Any, tmp_path: Path) -> None:
     """A worker that is killed has no time to clean up."""
     note = tmp_path / "child"
     script = (
-        "import sys, time\nfrom ingest.guard import Guard\nguard = Guard()\n"
-        "guard.convert(b'', 'x', None, None)\n"
+        "import io, time\nfrom ingest.guard import Guard\nguard = Guard()\n"
+        "guard.probe(io.BytesIO(), 'x', None)\n"
         f"open({str(note)!r}, 'w').write(str(guard._child.pid))\ntime.sleep(60)\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", script])
