@@ -39,7 +39,7 @@ def accepted_row(path: str, num_bytes: int | None, sha256: str | None, record: V
         bytes=num_bytes,
         sha256=sha256,
         status="accepted",
-        detail=" ".join(record.warnings) or None,
+        detail=" ".join(f"{caution.reason}: {caution.detail}" for caution in record.cautions) or None,
         **_columns(record.facts),
     )
 

@@ -5,13 +5,14 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
+from ingest.cross_check import cautions, check_step, check_top_level
 from ingest.errors import IngestError
 from ingest.facts import known_facts
-from ingest.fields import integer, raw, text
+from ingest.fields import integer, text
 from ingest.header import Header
 from ingest.identity import check_image_kind, identify
 from ingest.record import Limits, Probed
-from ingest.spacing import scan_geometry
+from ingest.spacing import manifest_spacing, scan_geometry
 from ingest.syntaxes import is_supported
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
@@ -38,6 +39,8 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     if num_frames < limits.min_frames:
         raise IngestError(Reason.TOO_FEW_FRAMES, f"{num_frames} B-scans, at least {limits.min_frames} are needed.")
     scan = scan_geometry(dataset, num_frames, identity, manifest)
+    check_top_level(dataset, scan)
+    check_step(dataset, scan, identity)
     facts = replace(
         known_facts(header, path, manifest),
         participant_id=identity.participant_id,
@@ -50,7 +53,9 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
         spacing_w_mm=scan.spacing_mm[2],
         spacing_source=scan.source,
     )
-    return Probed(identity=identity, scan=scan, facts=facts)
+    shape = (num_frames, integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0)
+    notes = cautions(scan, shape, identity.protocol, manifest_spacing(manifest))
+    return Probed(identity=identity, scan=scan, facts=facts, cautions=notes)
 
 
 def _check_num_frames(dataset: Dataset, limits: Limits) -> int:
@@ -81,13 +86,3 @@ def _check_photometric(dataset: Dataset) -> None:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "BitsAllocated is not 8 or 16, or BitsStored exceeds it.")
     if integer(dataset, "PixelRepresentation") not in {0, None}:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "pixels are signed.")
-
-
-def check_annotation(dataset: Dataset) -> None:
-    """Text burned into the pixels may name a person (PS3.3 C.7.6.1.1.1, BurnedInAnnotation).
-
-    Raises:
-        IngestError: BURNED_IN_SUSPECT.
-    """
-    if str(raw(dataset, "BurnedInAnnotation") or "").strip().upper() == "YES":
-        raise IngestError(Reason.BURNED_IN_SUSPECT, "BurnedInAnnotation is YES.")

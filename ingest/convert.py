@@ -11,7 +11,8 @@ from typing import BinaryIO, Final, TypeVar
 import numpy as np
 from pydicom.config import disable_value_validation
 
-from ingest.checks import check_annotation, check_header
+from ingest.burned_in import check_annotation, check_margins
+from ingest.checks import check_header
 from ingest.errors import IngestError
 from ingest.facts import known_facts, path_facts
 from ingest.fields import text
@@ -135,6 +136,7 @@ def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -
     watch.begin("resample", probed.facts)
     found = check_content(volume, layout.bits_stored)
     check_annotation(header.dataset)
+    check_margins(volume, layout.bits_stored)
     native = (layout.num_frames, layout.rows, layout.columns)
     retina_mm = retina_center_mm(volume, probed.scan.spacing_mm[1])
     grid = plan_grid(probed.scan, native, geometry, retina_mm)
@@ -154,7 +156,7 @@ def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -
         padded_fraction=(grid.axes[0].padded, grid.axes[1].padded, grid.axes[2].padded),
         num_frames_decoded=len(wanted),
         intensity=statistics,
-        warnings=found,
+        cautions=(*probed.cautions, *found),
         seconds=clock.seconds,
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.errors import IngestError
+from ingest.record import Caution
 from manifests.reasons import Reason
 from shards.schema import Box, IntensityStats, Volume
 
@@ -15,7 +16,7 @@ SMOOTHING_MM: Final = 0.1
 """A third of the retina: wider than speckle, narrower than what it looks for."""
 
 
-def check_content(frames: Volume, bits_stored: int) -> tuple[str, ...]:
+def check_content(frames: Volume, bits_stored: int) -> tuple[Caution, ...]:
     """Refuse volumes without signal; return warnings of accepted ones.
 
     Args:
@@ -33,7 +34,9 @@ def check_content(frames: Volume, bits_stored: int) -> tuple[str, ...]:
         detail = f"{num_constant} constant and {num_copies} repeated of {len(frames)} B-scans."
         raise IngestError(Reason.CONSTANT_FRAMES, detail)
     saturated = np.count_nonzero(frames == 2**bits_stored - 1) / frames.size
-    return (Reason.SATURATED.value,) if saturated > SATURATED_SHARE else ()
+    if saturated <= SATURATED_SHARE:
+        return ()
+    return (Caution(reason=Reason.SATURATED, detail=f"{saturated:.0%} of the voxels are at the maximum."),)
 
 
 def retina_center_mm(frames: Volume, axial_mm: float) -> float:

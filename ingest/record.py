@@ -51,6 +51,14 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caution:
+    """Something to know of a file that is accepted all the same."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Whose eye, which device, which protocol: path and header agree on it."""
 
@@ -86,6 +94,7 @@ class Probed:
     identity: Identity
     scan: ScanGeometry
     facts: Facts
+    cautions: tuple[Caution, ...] = ()
 
     def file_ref(self, path: str, num_bytes: int, manifest: ManifestRow | None) -> FileRef:
         """The few hundred bytes that planning needs."""
@@ -120,12 +129,17 @@ class VolumeRecord:
     padded_fraction: Spacing
     num_frames_decoded: int
     intensity: IntensityStats
-    warnings: tuple[str, ...]
+    cautions: tuple[Caution, ...]
     seconds: dict[str, float]
 
     @property
     def facts(self) -> Facts:
         return self.probed.facts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The codes of the cautions, each once."""
+        return tuple(dict.fromkeys(caution.reason.value for caution in self.cautions))
 
     def to_sample(self, *, key: str, split: Split, participant: Participant | None) -> Sample:
         """The sample as it is written; `participant` None leaves the cohort columns out."""

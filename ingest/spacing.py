@@ -35,6 +35,9 @@ REPEAT_SHARE: Final = 0.1
 GAP_STEPS: Final = 3.0
 """A gap over three steps loses more than the resampler may invent (DESIGN section 5)."""
 
+ROUNDED_PX: Final = 0.75
+"""Rounding moves a line by at most half a pixel; the fitted grid may lie a quarter off."""
+
 Floats = npt.NDArray[np.float64]
 PixelSpacing = tuple[float, float]
 
@@ -74,7 +77,7 @@ def _pixel_spacing(dataset: Dataset, num_frames: int, manifest: ManifestRow | No
             per_frame[frame] = pair
         elif pair:
             shared = pair
-    single = shared or _pair(numbers(dataset, "PixelSpacing")) or _manifest_pair(manifest)
+    single = shared or _pair(numbers(dataset, "PixelSpacing")) or manifest_spacing(manifest)
     name = "perframe" if per_frame else "shared" if shared else "top" if "PixelSpacing" in dataset else "manifest"
     found = [per_frame.get(frame, single) for frame in range(num_frames)]
     if any(pair is None for pair in found):
@@ -93,8 +96,8 @@ def _pair(values: tuple[float, ...] | None) -> PixelSpacing | None:
     return values[0], values[1]
 
 
-def _manifest_pair(manifest: ManifestRow | None) -> PixelSpacing | None:
-    """`[0.003872, 0.01206]`; `Varies by frame` and other words are no spacing."""
+def manifest_spacing(manifest: ManifestRow | None) -> PixelSpacing | None:
+    """The manifest's (axial, lateral) mm, from `[0.003872, 0.01206]`; `Varies by frame` and other words are none."""
     found = re.findall(r"\d+\.?\d*(?:[eE]-?\d+)?", (manifest and manifest.pixel_spacing) or "")
     return (float(found[0]), float(found[1])) if len(found) == 2 else None
 
@@ -125,10 +128,25 @@ def _positions(
     if locations:
         # Localizer pixels: the B-scan's own length, columns x lateral spacing, is the scale (AI-READI has no other).
         length = float(np.median([line.length for line in locations]))
-        along = _along_normal(locations) * (width[0] * width[1] / length if length else 0.0)
+        along, name = _unrounded(_along_normal(locations))
+        along = along * (width[0] * width[1] / length if length else 0.0)
         if np.ptp(along) > 0:
-            return along, "frame_locations"
+            return along, name
     return None, ""
+
+
+def _unrounded(along: Floats) -> tuple[Floats, str]:
+    """Lines that were rounded to whole pixels of the localizer, put back on the even grid that they came from.
+
+    A quirk of devices: at less than a pixel a step, rounded lines repeat, and their gaps say nothing of the step.
+    """
+    ranks = np.arange(len(along), dtype=np.float64)
+    straight = np.polynomial.Polynomial.fit(ranks, along, 1)(ranks)
+    whole = np.allclose(along * 2, np.round(along * 2), atol=1e-6)
+    even = bool(np.abs(along - straight).max() <= ROUNDED_PX)
+    if whole and even and not np.allclose(along, straight, atol=1e-6):
+        return straight, "frame_locations_unrounded"
+    return along, "frame_locations"
 
 
 def _along_normal(lines: list[Line]) -> Floats:

@@ -145,6 +145,22 @@ def _saturated(case: Case, reason: str) -> Outcome:
     return one_file(bright, bright.encode(), reason)
 
 
+GLYPHS: Final = {
+    "D": ("1110", "1001", "1001", "1001", "1001", "1001", "1110"),
+    "O": ("0110", "1001", "1001", "1001", "1001", "1001", "0110"),
+    "E": ("1111", "1000", "1000", "1110", "1000", "1000", "1111"),
+}
+
+
+def _with_text(case: Case) -> Case:
+    """A name in the upper margin of every B-scan, as some instruments print it; the header does not say so."""
+    rows = ["0".join(GLYPHS[letter][row] for letter in "DOE") for row in range(7)]
+    letters = np.array([[int(dot) for dot in row] for row in rows], dtype=bool)
+    volume = case.volume.copy()
+    volume[:, 3 : 3 + letters.shape[0], 5 : 5 + letters.shape[1]][:, letters] = 240
+    return case.with_volume(volume)
+
+
 PIXEL_WAYS: Final = (
     way("no_pixels", Reason.PIXELDATA_MISSING, by_dataset(_no_pixels)),
     way("video", Reason.TS_UNSUPPORTED, _video),
@@ -163,5 +179,6 @@ PIXEL_WAYS: Final = (
     way("broken_frame_jpeg_ls", Reason.FRAME_UNDECODABLE, by_fragments(_broken_jpeg_ls, JPEG_LS_LOSSLESS)),
     way("all_zero", Reason.ALL_ZERO, by_case(_all_zero)),
     way("constant_frames", Reason.CONSTANT_FRAMES, by_case(_constant_frames)),
+    way("burned_text", Reason.BURNED_IN_SUSPECT, by_case(_with_text)),
     way("saturated", None, _saturated),
 )
