@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 
 from ingest.codestream import (
+    END_OF_IMAGE,
     J2K_START,
     JP2_START,
     JPEG_START,
@@ -56,6 +57,10 @@ NATIVE_SYNTAXES: Final = (
 Pixels = npt.NDArray[Any]
 
 
+PROBE_BYTES: Final = 4
+"""At one bit a block, the least that Huffman codes take, they hold 32 blocks."""
+
+
 def _undeclared(_frame: bytes) -> Shape2:
     raise ValueError("frames of this transfer syntax declare no size")
 
@@ -65,12 +70,14 @@ class Codec:
     """How frames of a family of transfer syntaxes start, end and are decoded.
 
     `shape_of` walks a frame from its first marker to its last and returns the (rows, columns) that it declares.
+    `lenient_block` is the edge of the blocks of a decoder that fills up what is missing instead of refusing it.
     """
 
     start: bytes
     decode: Callable[[bytes, Shape2, int], Pixels]
     shape_of: Callable[[bytes], Shape2] = _undeclared
     start_of_frame: tuple[int, ...] = ()
+    lenient_block: int | None = None
 
     def starts(self, data: bytes) -> bool:
         """Whether a fragment begins a frame."""
@@ -96,6 +103,28 @@ class Codec:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number}: {error}.") from error
         if declared != shape:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} declares {declared}, not {shape}.")
+        if self.lenient_block and not self._reaches_last_block(frame, shape, bits_allocated):
+            raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} ends before its last pixels.")
+
+    def _reaches_last_block(self, frame: bytes, shape: Shape2, bits_allocated: int) -> bool:
+        """Whether the data go on to the end of the image, though the decoder would not complain if they did not.
+
+        A few bytes less before the end marker must change nothing but the last few blocks: in a scan that was cut and
+        given an end marker, they change blocks in its middle.
+        """
+        end = frame.rindex(END_OF_IMAGE)
+        try:
+            whole = self.decode(frame, shape, bits_allocated)
+            shorter = self.decode(frame[: end - PROBE_BYTES] + END_OF_IMAGE, shape, bits_allocated)
+        except (RuntimeError, ValueError):
+            return True  # a refusal is for whoever decodes
+        if whole.shape != shape or shorter.shape != shape:
+            return True
+        edge = self.lenient_block or 1
+        rows, columns = np.nonzero(whole != shorter)
+        across = -(-shape[1] // edge)
+        first = (rows // edge * across + columns // edge).min(initial=np.iinfo(np.int64).max)
+        return int(first) >= across * -(-shape[0] // edge) - PROBE_BYTES * 8
 
     def _check_start(self, frame: bytes, number: int) -> None:
         if self.starts(frame):
@@ -133,7 +162,10 @@ def _decode_rle(frame: bytes, shape: Shape2, bits_allocated: int) -> Pixels:
     if len(segments) * 8 != bits_allocated:
         raise ValueError(f"{len(segments)} RLE segments for {bits_allocated} bits")
     size = shape[0] * shape[1]
-    planes = [imagecodecs.packbits_decode(segment) for segment in segments]
+    try:
+        planes = [imagecodecs.packbits_decode(segment) for segment in segments]
+    except RuntimeError as error:
+        raise IncompleteError("an RLE segment ends inside a run") from error
     for plane in planes:
         if len(plane) < size:
             raise IncompleteError(f"an RLE segment unpacks to {len(plane)} bytes of {size}")
@@ -154,10 +186,10 @@ def _decoder(name: str) -> Callable[[bytes, Shape2, int], Pixels]:
 _JPEG_2000: Final = Codec(start=J2K_START, shape_of=j2k_shape, decode=_decoder("jpeg2k_decode"))
 _JPEG_LS: Final = Codec(start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegls_decode"), start_of_frame=(0xF7,))
 _JPEG_DCT: Final = Codec(
-    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpeg8_decode"), start_of_frame=(0xC0, 0xC1)
+    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpeg8_decode"), start_of_frame=(0xC0, 0xC1), lenient_block=8
 )
 _JPEG_LOSSLESS: Final = Codec(
-    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegsof3_decode"), start_of_frame=(0xC3,)
+    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegsof3_decode"), start_of_frame=(0xC3,), lenient_block=1
 )
 _RLE: Final = Codec(start=b"", decode=_decode_rle)
 
