@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from manifests.audit import AuditReport
+    from collections.abc import Mapping, Sequence
+
+    from manifests.audit import AuditReport, ProtocolSummary, Range
     from manifests.cohort import JoinAudit
+    from manifests.offenders import Offenders, RejectedOf
+
+SHAPE_COLUMNS = ("protocol", "shapes", "spacing from")
 
 
 def command(
@@ -18,7 +23,7 @@ def command(
 ) -> None:
     """Count every input file by status, reason, device and site, and check that all tables agree.
 
-    Exits with 1 if the accounting does not add up. (`fovea verify` checks the bytes.)
+    Exits with 1 if the accounting does not add up; labels are not joined then. (`fovea verify` checks the bytes.)
 
     Example: fovea audit out/dataset --labels out/cohort/participants.tsv --html out/audit.html
     """
@@ -26,7 +31,7 @@ def command(
     from manifests.audit_html import write_audit_html
 
     report = audit(dataset)
-    join = _join(dataset, labels) if labels else None
+    join = _join(dataset, labels) if labels and report.adds_up else None
     if html:
         write_audit_html(html, report, join)
     if json:
@@ -59,11 +64,58 @@ def _print(report: "AuditReport", join: "JoinAudit | None") -> None:
     if report.by_reason:
         rows = [(count.reason, count.status, count.device, count.site, count.num_files) for count in report.by_reason]
         print_table("Not in the shards", ["reason", "status", "device", "site", "files"], rows)
+    if report.by_warning:
+        print_table("Accepted with a warning", ["warning", "files"], list(report.by_warning.items()))
     splits = [(split.split, split.num_participants, split.num_samples) for split in report.by_split]
     print_table("In the shards", ["split", "participants", "volumes"], splits)
+    _print_protocols(report.protocols)
+    _print_offenders(report.offenders)
     if join:
         print_join(join)
     for problem in report.problems:
         say(f"problem: {problem}")
     say(report.equation)
     say("every table agrees" if report.adds_up else f"the accounting does not add up: {len(report.problems)} problems")
+
+
+def _print_protocols(protocols: "Sequence[ProtocolSummary]") -> None:
+    from fovea.console import print_table
+
+    if not protocols:
+        return
+    spacings = [
+        (one.protocol, one.num_files, *map(_range, (one.spacing_d_mm, one.spacing_h_mm, one.spacing_w_mm)))
+        for one in protocols
+    ]
+    columns = ["protocol", "volumes", "B-scan step", "axial", "lateral"]
+    print_table("Native spacing of the accepted volumes, mm: minimum, median, maximum", columns, spacings)
+    shapes = [(one.protocol, _counted(one.shapes), _counted(one.spacing_sources)) for one in protocols]
+    print_table("Their shapes (B-scans x rows x columns), and where the spacing came from", SHAPE_COLUMNS, shapes)
+
+
+def _print_offenders(worst: "Offenders") -> None:
+    from fovea.console import print_table
+
+    if worst.participants:
+        people = [(one.participant_id, *_rejected(one)) for one in worst.participants]
+        print_table("Worst: participants by rejected files", ["participant", "rejected", "reasons"], people)
+    if worst.protocols:
+        shares = [(one.device, one.protocol, f"{one.share:.0%}", *_rejected(one)) for one in worst.protocols]
+        columns = ["device", "protocol", "share", "rejected", "reasons"]
+        print_table("Worst: devices and protocols by share rejected", columns, shares)
+    if worst.spacing:
+        far = [(one.key, one.axis, f"{one.spacing_mm:.4g}", f"{one.median_mm:.4g}", one.ratio) for one in worst.spacing]
+        columns = ["sample", "axis", "mm", "median", "ratio"]
+        print_table("Worst: accepted, with the spacing furthest from the protocol's median", columns, far)
+
+
+def _rejected(one: "RejectedOf") -> tuple[str, str]:
+    return f"{one.num_rejected} of {one.num_files}", _counted(one.reasons)
+
+
+def _range(values: "Range | None") -> str:
+    return " ".join(f"{value:.4g}" for value in values) if values else "not recorded"
+
+
+def _counted(counts: "Mapping[str, int]") -> str:
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())

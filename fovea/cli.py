@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "ingest": "ingest",
     "verify": "ingest",
     "audit": "ingest",
+    "explain": "ingest",
     "show": "ingest",
     "pretrain": "train",
     "embed": "eval",

@@ -115,6 +115,8 @@ def _attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
     """The one place where a failed check becomes data. A defect of ours costs one file, and says so."""
     try:
         return work()
+    except MoreNeededError:
+        raise
     except IngestError as error:
         return Rejection(reason=error.reason, detail=error.detail, facts=facts)
     except MemoryError:

@@ -24,7 +24,7 @@ from pydicom.uid import (
 from ingest.errors import IngestError
 from ingest.fields import integer, raw
 from ingest.record import Limits
-from ingest.window import Window
+from ingest.window import MoreNeededError, Window
 from manifests.reasons import Reason
 
 PREAMBLE_BYTES: Final = 128
@@ -155,9 +155,25 @@ def _parse(stream: Window, what: str, *, implicit: bool, little: bool, stop: Sto
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{what}: {type(error).__name__}.") from error
     except (EOFError, struct.error) as error:
         raise IngestError(Reason.TRUNCATED_DATASET, f"the file ends inside the {what}.") from error
-    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise _behind(error, what) from error
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise IngestError(Reason.PARSER_CRASH, f"{what}: the parser raised {type(error).__name__}.") from error
     return dataset, [str(note.message) for note in notes if "nd of file" in str(note.message)]
+
+
+def _behind(error: OSError, what: str) -> Exception:
+    """What ended the reading of an item: pydicom turns it, our own exceptions too, into an OSError, level by level."""
+    cause: BaseException | None = error
+    while isinstance(cause, OSError):
+        cause = cause.__context__
+    if isinstance(cause, IngestError | MoreNeededError):
+        return cause
+    if isinstance(cause, RecursionError | MemoryError):
+        return IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{what}: {type(cause).__name__}.")
+    if isinstance(cause, EOFError | struct.error):
+        return IngestError(Reason.TRUNCATED_DATASET, f"the file ends inside the {what}.")
+    return IngestError(Reason.PARSER_CRASH, f"{what}: the parser raised {type(cause or error).__name__}.")
 
 
 def _past_meta(tag: Any, _vr: str | None, _length: int) -> bool:

@@ -1,7 +1,6 @@
 """The audit: does every input file have exactly one row, and do all tables tell the same story?"""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, Final, get_args
 import fsspec
 
 from manifests.errors import AuditError, NoDatasetError
+from manifests.offenders import SPACING_COLUMNS, Offenders, Row, positive, worst_offenders
 from manifests.reasons import Reason
 from manifests.rows import SOURCE_COLUMNS, Status
 from manifests.store import read_csv
@@ -23,9 +23,7 @@ TABLES: Final = {
     "samples": SAMPLE_COLUMNS,
     "shards": SHARD_COLUMNS,
 }
-SPACING_COLUMNS: Final = ("spacing_d_mm", "spacing_h_mm", "spacing_w_mm")
 
-Row = Mapping[str, str]
 Range = tuple[float, float, float]
 
 
@@ -88,6 +86,7 @@ class AuditReport:
     by_warning: Mapping[str, int]
     by_split: tuple[SplitCount, ...]
     protocols: tuple[ProtocolSummary, ...]
+    offenders: Offenders
     other_files: Mapping[str, int]
     num_shards: int
     problems: tuple[str, ...]
@@ -166,6 +165,7 @@ def account(tables: Tables, *, url: str = "") -> AuditReport:
         by_warning=_by_warning(tables.sources),
         by_split=_by_split(tables.samples),
         protocols=_by_protocol(tables.sources),
+        offenders=worst_offenders(tables.sources),
         other_files=dict(tables.info.get("other_files", {})),
         num_shards=len(tables.shards),
         problems=tuple(_problems(tables)),
@@ -240,7 +240,7 @@ def _protocol_summary(device: str, protocol: str, rows: Sequence[Row]) -> Protoc
 
 
 def _range(cells: Iterable[str]) -> Range | None:
-    values = sorted(float(cell) for cell in cells if _plausible(cell))
+    values = sorted(value for cell in cells if (value := positive(cell)) is not None)
     return (values[0], median(values), values[-1]) if values else None
 
 
@@ -269,16 +269,8 @@ def _row_problems(sources: Sequence[Row]) -> Iterable[str]:
             yield f"{row['path']}: status {row['status']} with reason {row['reason']!r}."
         if row["reason"] and row["reason"] not in known:
             yield f"{row['path']}: reason {row['reason']!r} is not a known code."
-        if row["status"] == "accepted" and not all(_plausible(row[name]) for name in SPACING_COLUMNS):
+        if row["status"] == "accepted" and not all(positive(row[name]) for name in SPACING_COLUMNS):
             yield f"{row['path']}: accepted with spacing {[row[name] for name in SPACING_COLUMNS]} mm."
-
-
-def _plausible(cell: str) -> bool:
-    """Whether a cell is a finite positive number."""
-    try:
-        return math.isfinite(float(cell)) and float(cell) > 0
-    except ValueError:
-        return False
 
 
 def _count_problems(tables: Tables) -> Iterable[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from manifests.audit import STATUSES, AuditReport, ProtocolSummary, Range
 from manifests.cohort import JoinAudit, JoinCount
+from manifests.offenders import Offenders, RejectedOf
 from manifests.page import Html, bar, card, cards, heading, join, page, paragraph, table, title
 from manifests.reasons import Reason
 
@@ -12,7 +13,7 @@ from manifests.reasons import Reason
 def write_audit_html(path: Path, report: AuditReport, labels: JoinAudit | None = None) -> None:
     """One self-contained file."""
     parts = [title("Dataset audit", f"{report.url} · geometry {report.geometry} · fovea {report.code_version}")]
-    parts += [totals(report), reasons(report), volumes(report)]
+    parts += [totals(report), reasons(report), volumes(report), offenders(report.offenders)]
     parts += [label_join(labels)] if labels else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page("Dataset audit", join(parts)), encoding="utf-8")
@@ -121,6 +122,33 @@ def _counted(counts: Mapping[str, int]) -> str:
         return names[0]
     shown = [f"{name} ({number})" for name, number in list(zip(names, counts.values(), strict=True))[:4]]
     return "; ".join(shown) + (f"; {len(counts) - 4} more" if len(counts) > 4 else "")
+
+
+def offenders(worst: Offenders) -> Html:
+    """Where to look first."""
+    parts = [heading("The worst offenders")]
+    if not (worst.participants or worst.protocols or worst.spacing):
+        return join([*parts, paragraph("Nothing was rejected, and every spacing is that of its protocol.")])
+    if worst.participants:
+        rows = [[one.participant_id, *_rejected(one)] for one in worst.participants]
+        parts += [table(["Participant", "Rejected", "Files", "Reasons"], rows, "Most rejected files")]
+    if worst.protocols:
+        shares = [[one.device, one.protocol, f"{one.share:.0%}", *_rejected(one)] for one in worst.protocols]
+        columns = ["Device", "Protocol", "Share", "Rejected", "Files", "Reasons"]
+        parts += [table(columns, shares, "Highest share rejected")]
+    if worst.spacing:
+        columns = ["Sample", "Axis", "Spacing (mm)", "Median (mm)", "Ratio"]
+        far = [
+            [one.key, one.axis, f"{one.spacing_mm:.4g}", f"{one.median_mm:.4g}", f"{one.ratio:.3f}"]
+            for one in worst.spacing
+        ]
+        parts += [table(columns, far, "Accepted, with the spacing furthest from the protocol's median")]
+    return join(parts)
+
+
+def _rejected(one: RejectedOf) -> list[object]:
+    reasons = ", ".join(f"{reason} ({number})" for reason, number in one.reasons.items())
+    return [one.num_rejected, one.num_files, reasons]
 
 
 def label_join(labels: JoinAudit) -> Html:

@@ -1,5 +1,6 @@
 """One file in, one record or one rejection out."""
 
+import dataclasses
 import datetime
 import io
 from pathlib import Path
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from pydicom.uid import UID
 
-from ingest.convert import convert_file, probe_file
+from ingest.convert import FIRST_HEAD_BYTES, convert_file, probe_file, probe_head
 from ingest.geometry import BLOCK6, FIT, METHODS
 from ingest.phantom.dicom import attach_native, encode_dicom, serialise
 from ingest.phantom.header import HeaderSpec, Uids, plane_frames
-from ingest.phantom.protocols import PROTOCOLS, TRANSFER_SYNTAXES
+from ingest.phantom.protocols import DEFLATED_LE, EXPLICIT_LE, PROTOCOLS, TRANSFER_SYNTAXES
 from ingest.record import Probed, Rejection, VolumeRecord
 from manifests.reasons import Reason
 
@@ -214,3 +215,42 @@ def test_a_strange_value_warns_nobody_and_is_judged(scan: Any) -> None:
     result = convert_file(data[:place] + b"1A".ljust(length) + data[place + length :], good.path, None, BLOCK6)
     assert isinstance(result, Rejection)
     assert result.reason is Reason.NFRAMES_INVALID
+
+
+@pytest.mark.parametrize("name", [MACULA, "spectralis_ppol_mac_hr_oct"])
+@pytest.mark.parametrize("syntax", [EXPLICIT_LE, DEFLATED_LE])
+def test_a_header_that_ends_anywhere_asks_for_more(scan: Any, name: str, syntax: str) -> None:
+    """A first part may end inside of anything: a tag, a length, a value, an item."""
+    good = scan(name, syntax)
+    data = good.encode()
+    whole = probe_head(data, True, good.path, None)
+    assert isinstance(whole, Probed)
+    answers = [probe_head(data[:cut], False, good.path, None) for cut in range(0, len(data), 97)]
+    first = next(place for place, answer in enumerate(answers) if answer is not None)
+    assert first > 0
+    assert answers[:first] == [None] * first
+    assert all(answer == whole for answer in answers[first:])
+
+
+def test_a_header_of_many_bscans_is_longer_than_the_first_part(scan: Any) -> None:
+    good = scan("spectralis_ppol_mac_hr_oct")
+    frames = plane_frames((np.arange(400) * 0.02).tolist(), 9.3)
+    header = dataclasses.replace(good.header, frames=frames)
+    data = encode_dicom(np.tile(good.volume, (20, 1, 1)), header)
+    result = probe_file(io.BytesIO(data), good.path, None)
+    assert isinstance(result, Probed), result
+    assert len(data) - 400 * 128 * 128 > FIRST_HEAD_BYTES
+
+
+def test_a_header_that_is_cut_anywhere_is_a_truncated_one(scan: Any) -> None:
+    """Also inside of an item's head, where the parser's own exception says only that something went wrong."""
+    good = scan("spectralis_ppol_mac_hr_oct")
+    data = good.encode()
+    start = data.index(b"\x08\x00\x08\x00CS")
+    end = data.index(b"\xe0\x7f\x10\x00OB")
+    found = {cut: convert_file(data[:cut], good.path, None, BLOCK6) for cut in range(start + 1, end, 13)}
+    reasons = {cut: result.reason if isinstance(result, Rejection) else None for cut, result in found.items()}
+    elsewhere = [reason for reason in reasons.values() if reason is not Reason.TRUNCATED_DATASET]
+    between_elements = {Reason.META_HEADER_INVALID, Reason.WRONG_SOP_CLASS, Reason.PIXELDATA_MISSING}
+    assert set(elsewhere) <= between_elements
+    assert len(elsewhere) < len(reasons) / 20

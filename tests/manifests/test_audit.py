@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from fovea.audit import command
+from fovea.audit import _print, command
 from manifests.audit import AuditReport, Tables, account, audit, read_tables
 from manifests.audit_html import write_audit_html
 from manifests.cohort import Participant, audit_join
 from manifests.errors import AuditError, NoDatasetError
+from manifests.offenders import worst_offenders
 from manifests.reasons import Reason
-from manifests.rows import SourceRow
+from manifests.rows import SOURCE_COLUMNS, SourceRow
 from manifests.store import commit
-from shards.schema import SampleRow, ShardRow
+from shards.schema import SCHEMA_VERSION, SampleRow, ShardRow
 
 EVIL = "<script>alert('=1+1')</script>"
 SITES = {"1": "UW", "4": "UCSD", "7": "UAB"}
@@ -83,6 +85,7 @@ def header(sources: list[SourceRow], num_samples: int, num_shards: int) -> dict[
     reasons = [str(row.reason) for row in sources if row.reason]
     statuses = [row.status for row in sources]
     return {
+        "schema_version": SCHEMA_VERSION,
         "code_version": "0.1.0",
         "geometry": {"name": "block6"},
         "counts": {
@@ -141,6 +144,42 @@ def test_spacing_and_shapes_are_summarised_by_protocol(dataset: str) -> None:
     assert summary.spacing_d_mm == pytest.approx((6 / 127, 6 / 127, 6 / 120))
     assert summary.shapes == {"128x1024x512": 6}
     assert summary.spacing_sources == {"field_of_view": 6}
+
+
+def test_the_worst_offenders_are_named(dataset: str) -> None:
+    worst = audit(dataset).offenders
+    assert [(one.participant_id, one.num_rejected, one.num_files) for one in worst.participants] == [
+        ("7001", 1, 1),
+        ("7002", 1, 2),
+    ]
+    assert [(one.device, one.protocol, one.share, dict(one.reasons)) for one in worst.protocols] == [
+        ("zeiss_cirrus", "unknown", 1.0, {"EMPTY_FILE": 2}),
+        ("unknown", "unknown", 0.5, {"NOT_DICOM": 1}),
+    ]
+    (far,) = worst.spacing
+    assert far.key.startswith("1000-")
+    assert (far.axis, far.spacing_mm, far.median_mm) == ("D", pytest.approx(6 / 120), pytest.approx(6 / 127))
+    assert far.ratio == pytest.approx(127 / 120, abs=1e-5)
+
+
+def source(**cells: str) -> dict[str, str]:
+    return dict.fromkeys(SOURCE_COLUMNS, "") | {"status": "accepted", "device": "d", "protocol": "p"} | cells
+
+
+def test_offenders_are_ordered_and_few() -> None:
+    rows = [source(participant_id=f"{number:04d}", key=str(number), spacing_w_mm="0.02") for number in range(40)]
+    rows += [
+        source(status="rejected", reason="ALL_ZERO", participant_id=f"{number:04d}", protocol=f"p{number % 3}")
+        for number in range(20)
+        for _ in range(number + 1)
+    ]
+    rows += [source(key="narrow", spacing_w_mm="0.005"), source(key="wide", spacing_w_mm="0.06", spacing_h_mm="x")]
+    rows += [source(key="odd", spacing_w_mm="nan"), source(status="excluded", reason="OUTSIDE_FILTER", protocol="p9")]
+    worst = worst_offenders(rows)
+    assert [one.participant_id for one in worst.participants] == [f"{number:04d}" for number in range(19, 9, -1)]
+    assert worst.participants[0].num_rejected == 20
+    assert [(one.protocol, one.num_rejected) for one in worst.protocols] == [("p1", 77), ("p0", 70), ("p2", 63)]
+    assert [(one.key, one.ratio) for one in worst.spacing] == [("narrow", 0.25), ("wide", 3.0)]
 
 
 Change = Callable[[Tables], Tables]
@@ -268,11 +307,56 @@ def test_the_page_says_what_each_reason_means(dataset: str, tmp_path: Path) -> N
     assert "11 files = 6 accepted + 3 rejected + 1 duplicate + 1 excluded. Every table agrees." in page
     assert Reason.EMPTY_FILE.info.hint in page
     assert "0.04724 (0.04724 to 0.05)" in page
+    assert "Most rejected files" in page
+    assert "<td>1000-zeiss_cirrus-R-cirrus_mac_oct-0000000000</td><td>D</td><td>0.05</td>" in page
+
+
+FORMULA = "=HYPERLINK(1)[red]<b>@"
+
+
+def test_cells_are_inert_on_page_and_terminal(dataset: str, tmp_path: Path) -> None:
+    """Spreadsheet formulas, markup of the terminal's and of the page's: text, wherever a table's cell is shown."""
+    tables = read_tables(dataset)
+    evil = {"protocol": FORMULA, "device": FORMULA, "participant_id": FORMULA, "spacing_source": FORMULA}
+    sources = [{**row, **evil, "key": FORMULA, "spacing_d_mm": str(n + 1)} for n, row in enumerate(tables.sources)]
+    samples = [{**row, "clinical_site": FORMULA, "participant_id": FORMULA} for row in tables.samples]
+    report = account(dataclasses.replace(tables, sources=sources, samples=samples))
+    write_audit_html(tmp_path / "audit.html", report)
+    page = (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert "<b>" not in page
+    assert page.count("=HYPERLINK(1)[red]&lt;b&gt;@") > 10
+    rows = [row for row in printed(report).splitlines() if "HYPERLINK" in row]
+    assert len(rows) > 10
+    assert all(FORMULA in row for row in rows)
+
+
+def printed(report: AuditReport) -> str:
+    app = typer.Typer()
+    app.command()(lambda: _print(report, None))
+    return str(CliRunner().invoke(app, []).stdout)
+
+
+def test_the_terminal_shows_distributions_offenders_and_the_label_join(dataset: str, tmp_path: Path) -> None:
+    labels = tmp_path / "participants.tsv"
+    table = "person_id\tclinical_site\tstudy_group\tage\trecommended_split\n"
+    people = [("1000", "UW"), ("4001", "UCSD"), ("7002", "UAB"), ("1999", "UW")]
+    rows = "".join(f"{identity}\t{site}\thealthy\t50\tval\n" for identity, site in people)
+    labels.write_text(table + rows, encoding="utf-8")
+    result = run(dataset, "--labels", str(labels))
+    assert result.exit_code == 0, repr(result.exception)
+    shown = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "cirrus_mac_oct 6 0.04724 0.04724 0.05 0.001953 0.001953 0.001953 0.01172 0.01172 0.01172" in shown
+    assert "cirrus_mac_oct 128x1024x512 (6) field_of_view (6)" in shown
+    assert "SATURATED 1" in shown
+    assert "7001 1 of 1 EMPTY_FILE (1)" in shown
+    assert "zeiss_cirrus unknown 100% 2 of 2 EMPTY_FILE (2)" in shown
+    assert "1000-zeiss_cirrus-R-cirrus_mac_oct-0000000000 D 0.05 0.04724 1.058333" in shown
+    assert "site UW 2 2 1 1 1" in shown
+    assert "split train 3 6 3 0 3" in shown
+    assert "split val 1 0 0 1 0" in shown
 
 
 def run(*words: str) -> Any:
-    import typer
-
     app = typer.Typer()
     app.command()(command)
     return CliRunner().invoke(app, list(words))
@@ -287,6 +371,15 @@ def test_the_command_ends_with_1_when_the_accounting_does_not_add_up(dataset: st
     assert json.loads(result.stdout)["problems"] == ["dataset.json counts accepted 7, its tables 6."]
 
 
+def test_labels_do_not_hide_that_the_accounting_does_not_add_up(dataset: str, tmp_path: Path) -> None:
+    path = Path(dataset, "dataset.json")
+    path.write_text(path.read_text().replace('"accepted": 6', '"accepted": 7'))
+    result = run(dataset, "--labels", str(tmp_path / "participants.tsv"))
+    assert result.exit_code == 1
+    assert "problem: dataset.json counts accepted 7, its tables 6." in result.stdout
+
+
 def test_the_report_is_json(dataset: str) -> None:
     report: AuditReport = audit(dataset)
+    assert json.loads(json.dumps(report.to_json()))["offenders"]["spacing"][0]["axis"] == "D"
     assert json.loads(json.dumps(report.to_json()))["by_status"]["accepted"] == 6

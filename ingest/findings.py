@@ -1,0 +1,55 @@
+"""What is asked about one file, and what each check says of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ingest.geometry import Geometry
+from ingest.record import Limits
+from ingest.watch import Stage
+from manifests.plan import ManifestRow
+
+OK: Final = "ok"
+WARNING: Final = "warning"
+NOT_REACHED: Final = "not reached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A file that was read whole, and what `ingest.convert.convert_file` needs beside it."""
+
+    data: bytes = field(repr=False)
+    path: str
+    manifest: ManifestRow | None
+    geometry: Geometry
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found: `outcome` is ok, warning, not reached, or the code of a reason."""
+
+    check: str
+    outcome: str
+    found: str
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome not in {OK, WARNING, NOT_REACHED}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a check says when it is not simply ok."""
+
+    outcome: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A method of `ingest.checkup.Checkup` by name; `stage` says what it means when the process dies in it."""
+
+    name: str
+    run: Callable[[Any], str | Said]
+    stage: Stage = "parse"
