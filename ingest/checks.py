@@ -29,15 +29,12 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     dataset = header.dataset
     check_image_kind(dataset)
     identity = identify(dataset, path, manifest)
-    if not header.has_pixel_data:
-        raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
-    if not is_supported(header.transfer_syntax_uid):
-        raise IngestError(Reason.TS_UNSUPPORTED, f"no decoder for transfer syntax {header.transfer_syntax_uid}.")
-    num_frames = _check_num_frames(dataset, limits)
-    _check_dimensions(dataset, num_frames, limits)
-    _check_photometric(dataset)
-    if num_frames < limits.min_frames:
-        raise IngestError(Reason.TOO_FEW_FRAMES, f"{num_frames} B-scans, at least {limits.min_frames} are needed.")
+    check_pixel_data(header)
+    check_syntax(header)
+    num_frames = check_num_frames(dataset, limits)
+    check_dimensions(dataset, num_frames, limits)
+    check_photometric(dataset)
+    check_enough_frames(num_frames, limits)
     scan = scan_geometry(dataset, num_frames, identity, manifest)
     check_top_level(dataset, scan)
     check_step(dataset, scan, identity)
@@ -58,7 +55,26 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     return Probed(identity=identity, scan=scan, facts=facts, cautions=notes)
 
 
-def _check_num_frames(dataset: Dataset, limits: Limits) -> int:
+def check_pixel_data(header: Header) -> None:
+    """Raises PIXELDATA_MISSING."""
+    if not header.has_pixel_data:
+        raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
+
+
+def check_syntax(header: Header) -> None:
+    """Raises TS_UNSUPPORTED."""
+    if not is_supported(header.transfer_syntax_uid):
+        raise IngestError(Reason.TS_UNSUPPORTED, f"no decoder for transfer syntax {header.transfer_syntax_uid}.")
+
+
+def check_enough_frames(num_frames: int, limits: Limits) -> None:
+    """Raises TOO_FEW_FRAMES."""
+    if num_frames < limits.min_frames:
+        raise IngestError(Reason.TOO_FEW_FRAMES, f"{num_frames} B-scans, at least {limits.min_frames} are needed.")
+
+
+def check_num_frames(dataset: Dataset, limits: Limits) -> int:
+    """The declared number; raises NFRAMES_INVALID or PARSE_LIMIT_EXCEEDED."""
     declared = integer(dataset, "NumberOfFrames")
     if declared is None or declared < 1:
         raise IngestError(Reason.NFRAMES_INVALID, "NumberOfFrames is not a positive whole number.")
@@ -67,7 +83,8 @@ def _check_num_frames(dataset: Dataset, limits: Limits) -> int:
     return declared
 
 
-def _check_dimensions(dataset: Dataset, num_frames: int, limits: Limits) -> None:
+def check_dimensions(dataset: Dataset, num_frames: int, limits: Limits) -> None:
+    """Raises DIMENSIONS_INVALID or PARSE_LIMIT_EXCEEDED."""
     rows, columns = integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0
     if not (1 < rows <= limits.max_edge and 1 < columns <= limits.max_edge):
         raise IngestError(Reason.DIMENSIONS_INVALID, f"{rows} rows x {columns} columns.")
@@ -76,7 +93,8 @@ def _check_dimensions(dataset: Dataset, num_frames: int, limits: Limits) -> None
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, detail)
 
 
-def _check_photometric(dataset: Dataset) -> None:
+def check_photometric(dataset: Dataset) -> None:
+    """Raises PHOTOMETRIC_UNSUPPORTED."""
     if text(dataset, "PhotometricInterpretation") not in PHOTOMETRIC:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "PhotometricInterpretation is not MONOCHROME1 or 2.")
     samples, bits = integer(dataset, "SamplesPerPixel"), integer(dataset, "BitsAllocated")

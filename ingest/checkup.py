@@ -9,8 +9,15 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from ingest.burned_in import check_annotation, check_margins
-from ingest.checks import _check_dimensions, _check_num_frames, _check_photometric
-from ingest.convert import _attempt, _positive
+from ingest.checks import (
+    check_dimensions,
+    check_enough_frames,
+    check_num_frames,
+    check_photometric,
+    check_pixel_data,
+    check_syntax,
+)
+from ingest.convert import attempt, bright_is_high
 from ingest.cross_check import cautions, check_step, check_top_level
 from ingest.errors import IngestError
 from ingest.fields import integer, items, text
@@ -74,7 +81,7 @@ class Checkup:
 
     def find(self, check: Check) -> Finding:
         """Run one check; a defect of ours is a finding too."""
-        result = _attempt(Facts(), lambda: self._run(check))
+        result = attempt(Facts(), lambda: self._run(check))
         if isinstance(result, Rejection):
             return Finding(check=check.name, outcome=result.reason.value, found=result.detail)
         said = Said(OK, result) if isinstance(result, str) else result
@@ -150,28 +157,27 @@ class Checkup:
 
     def pixel_data(self) -> str:
         """Whether there is a pixel data element."""
-        if not self._header.has_pixel_data or self._header.pixel_offset is None or self._header.body is None:
-            raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
-        return f"{len(self._header.body) - self._header.pixel_offset} bytes from the pixel data element on."
+        check_pixel_data(self._header)
+        return (
+            f"{len(self._header.body or b'') - (self._header.pixel_offset or 0)} bytes from the pixel data element on."
+        )
 
     def decoder(self) -> str:
         """Whether a decoder is pinned for the transfer syntax."""
-        syntax = self._header.transfer_syntax_uid
-        if not is_supported(syntax):
-            raise IngestError(Reason.TS_UNSUPPORTED, f"no decoder for transfer syntax {syntax}.")
-        native = syntax in NATIVE_SYNTAXES
+        check_syntax(self._header)
+        native = self._header.transfer_syntax_uid in NATIVE_SYNTAXES
         return "native pixels: none is needed." if native else "one is pinned; no other stands in for it."
 
     def frames(self) -> str:
         """NumberOfFrames."""
         limits = self._request.limits
-        self._num_frames = found = _check_num_frames(self._header.dataset, limits)
+        self._num_frames = found = check_num_frames(self._header.dataset, limits)
         return f"NumberOfFrames is {found}, at most {limits.max_frames}."
 
     def dimensions(self) -> str:
         """Rows, Columns, and the number of voxels."""
         dataset, limits = self._header.dataset, self._request.limits
-        _check_dimensions(dataset, self._num_frames or 1, limits)
+        check_dimensions(dataset, self._num_frames or 1, limits)
         self._fits = True
         layout = pixel_format(self._header)
         voxels = layout.rows * layout.columns * (self._num_frames or 1)
@@ -180,7 +186,7 @@ class Checkup:
     def photometric(self) -> str:
         """Grey levels of one unsigned sample."""
         dataset = self._header.dataset
-        _check_photometric(dataset)
+        check_photometric(dataset)
         if self._fits and self._num_frames:
             self._layout = pixel_format(self._header)
         bits = self._layout and f", {self._layout.bits_stored} of {self._layout.bits_allocated} bits"
@@ -188,10 +194,9 @@ class Checkup:
 
     def bscans(self) -> str:
         """Enough B-scans for a volume."""
-        found, least = _need(self._num_frames, "a number of frames"), self._request.limits.min_frames
-        if found < least:
-            raise IngestError(Reason.TOO_FEW_FRAMES, f"{found} B-scans, at least {least} are needed.")
-        return f"{found} B-scans, at least {least} are needed."
+        found, limits = _need(self._num_frames, "a number of frames"), self._request.limits
+        check_enough_frames(found, limits)
+        return f"{found} B-scans, at least {limits.min_frames} are needed."
 
     def functional_groups(self) -> str:
         """One per-frame group for each frame, or none."""
@@ -261,7 +266,7 @@ class Checkup:
         stored, layout = _need(self._stored, "whole frames"), _need(self._layout, "a layout")
         wanted = self._wanted(len(stored))
         pixels = decode_frames(stored, wanted, layout, self._header.transfer_syntax_uid, self._watch)
-        self._volume = _positive(pixels, self._header, layout)
+        self._volume = bright_is_high(pixels, self._header, layout)
         needed = "the grid needs these" if isinstance(self._scan, ScanGeometry) else "without a scan, all"
         return f"{len(wanted)} of {len(stored)} B-scans decode to {layout.rows} x {layout.columns} ({needed})."
 
@@ -323,7 +328,7 @@ class Checkup:
     def _look_at_scan(self) -> ScanGeometry | Rejection:
         dataset, num_frames = self._header.dataset, _need(self._num_frames, "a number of frames")
         identity = self._assumed_identity()
-        return _attempt(Facts(), lambda: scan_geometry(dataset, num_frames, identity, self._request.manifest))
+        return attempt(Facts(), lambda: scan_geometry(dataset, num_frames, identity, self._request.manifest))
 
     def _assumed_identity(self) -> Identity:
         """Who it is, or what geometry needs of that: the device and the protocol, whose quirks count."""

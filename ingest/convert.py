@@ -69,9 +69,9 @@ def probe_head(
 ) -> Probed | Rejection | None:
     """Check the header in the first part of a file (`complete`: all of it); None when it goes on behind that."""
     window = Window(head, complete=complete, limit=limits.max_header_bytes)
-    with _unprompted():
+    with without_warnings():
         try:
-            header = _attempt(path_facts(path), lambda: read_header(window, limits))
+            header = attempt(path_facts(path), lambda: read_header(window, limits))
         except MoreNeededError:
             return None
         return header if isinstance(header, Rejection) else _judge(header, path, manifest, limits)
@@ -87,19 +87,19 @@ def convert_file(
 ) -> VolumeRecord | Rejection:
     """Check, decode and resample a file that was read whole; see `probe_file`. `watch` hears of every stage."""
     watch.begin("parse", path_facts(path))
-    with _unprompted():
-        header = _attempt(path_facts(path), lambda: parse_file(data, limits))
+    with without_warnings():
+        header = attempt(path_facts(path), lambda: parse_file(data, limits))
         if isinstance(header, Rejection):
             return header
         probed = _judge(header, path, manifest, limits)
         if isinstance(probed, Rejection):
             return probed
         watch.begin("frames", probed.facts)
-        return _attempt(probed.facts, lambda: _convert(header, probed, geometry, watch))
+        return attempt(probed.facts, lambda: _convert(header, probed, geometry, watch))
 
 
 @contextmanager
-def _unprompted() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """No warnings of pydicom's on the terminal: they may quote the header, and what matters has a reason code."""
     with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
@@ -108,10 +108,10 @@ def _unprompted() -> Iterator[None]:
 
 def _judge(header: Header, path: str, manifest: ManifestRow | None, limits: Limits) -> Probed | Rejection:
     facts = known_facts(header, path, manifest)
-    return _attempt(facts, lambda: check_header(header, path, manifest, limits))
+    return attempt(facts, lambda: check_header(header, path, manifest, limits))
 
 
-def _attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
+def attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
     """The one place where a failed check becomes data. A defect of ours costs one file, and says so."""
     try:
         return work()
@@ -133,7 +133,7 @@ def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -
     frames = find_frames(header, layout)
     slow = plan_slow_axis(probed.scan, geometry)
     wanted = probed.scan.order[slow.first : slow.last]
-    volume = _positive(decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch), header, layout)
+    volume = bright_is_high(decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch), header, layout)
     clock.lap("decode")
     watch.begin("resample", probed.facts)
     found = check_content(volume, layout.bits_stored)
@@ -163,7 +163,7 @@ def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -
     )
 
 
-def _positive(pixels: Pixels, header: Header, layout: PixelFormat) -> Pixels:
+def bright_is_high(pixels: Pixels, header: Header, layout: PixelFormat) -> Pixels:
     """Bright is high: MONOCHROME1 stores it the other way (PS3.3 C.7.6.3.1.2)."""
     if text(header.dataset, "PhotometricInterpretation") != "MONOCHROME1":
         return pixels

@@ -5,16 +5,15 @@ A codec that dies takes this process with it, and leaves behind what was found b
 
 import json
 import os
-import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
 from ingest.checkup import Checkup
-from ingest.convert import _unprompted
+from ingest.convert import without_warnings
 from ingest.findings import Check, Finding, Request
-from ingest.isolated import FRAME_CPU_S, FRAME_VOXELS_PER_CPU_S, STAGE_CPU_S, _allow, _limit_memory
+from ingest.isolated import FRAME_CPU_S, FRAME_VOXELS_PER_CPU_S, STAGE_CPU_S, allow_cpu, limit_memory
 from ingest.record import Facts
 from ingest.watch import UNWATCHED, Stage, Watch
 
@@ -55,16 +54,16 @@ class _Allowance(Watch):
     """CPU seconds for a stage or a frame; the kernel ends this process when they are spent."""
 
     def begin(self, stage: Stage, _facts: Facts) -> None:
-        _allow(STAGE_CPU_S[stage])
+        allow_cpu(STAGE_CPU_S[stage])
 
     def frame(self, num_voxels: int) -> None:
-        _allow(FRAME_CPU_S + num_voxels / FRAME_VOXELS_PER_CPU_S)
+        allow_cpu(FRAME_CPU_S + num_voxels / FRAME_VOXELS_PER_CPU_S)
 
 
 def examine(request: Request, watch: Watch = UNWATCHED) -> Iterator[Finding | Check]:
     """Each check before it runs, and then what it found."""
     checkup = Checkup(request, watch)
-    with _unprompted():
+    with without_warnings():
         for check in CHECKS:
             watch.begin(check.stage, Facts())
             yield check
@@ -72,12 +71,12 @@ def examine(request: Request, watch: Watch = UNWATCHED) -> Iterator[Finding | Ch
 
 
 def main() -> None:
-    """A pickled `Request` on standard input, a line of JSON for each check that begins and that ends on output."""
-    request: Request = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent process
+    """A `Request` on standard input, a line of JSON for each check that begins and that ends on output."""
+    request = Request.from_bytes(sys.stdin.buffer.read())
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         # Codecs print; what they print may quote a file.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _limit_memory()
+        limit_memory()
         for step in examine(request, _Allowance()):
             out.write(json.dumps({"begin": step.name} if isinstance(step, Check) else asdict(step)) + "\n")
             out.flush()

@@ -7,7 +7,6 @@ rejects before, so that a verdict does not say what the codecs would do.
 
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -290,7 +289,7 @@ def _run_examination(request: Request) -> tuple[bytes, int, bool]:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             words,
-            input=pickle.dumps(request),
+            input=request.to_bytes(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | ONE_THREAD,

@@ -1,8 +1,9 @@
 """What is asked about one file, and what each check says of it."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Self
 
 from ingest.geometry import Geometry
 from ingest.record import Limits
@@ -23,6 +24,27 @@ class Request:
     manifest: ManifestRow | None
     geometry: Geometry
     limits: Limits
+
+    def to_bytes(self) -> bytes:
+        """A line of JSON, then the file."""
+        head = {name: value for name, value in asdict(replace(self, data=b"")).items() if name != "data"}
+        return json.dumps(head).encode() + b"\n" + self.data
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Self:
+        """What `to_bytes` wrote."""
+        line, _, data = message.partition(b"\n")
+        head: dict[str, Any] = json.loads(line)
+        geometry = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in head["geometry"].items()
+        }
+        return cls(
+            data=data,
+            path=head["path"],
+            manifest=ManifestRow(**head["manifest"]) if head["manifest"] else None,
+            geometry=Geometry(**geometry),
+            limits=Limits(**head["limits"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,13 +50,13 @@ class Deadline(Watch):
         self._told = time.monotonic()
 
     def begin(self, stage: Stage, facts: Facts) -> None:
-        _allow(STAGE_CPU_S[stage])
+        allow_cpu(STAGE_CPU_S[stage])
         self._tell(Milestone(stage=stage, facts=facts))
 
     def frame(self, num_voxels: int) -> None:
         if time.process_time() - self._started > FILE_CPU_S:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"decoding took over {FILE_CPU_S:g} s.")
-        _allow(FRAME_CPU_S + num_voxels / FRAME_VOXELS_PER_CPU_S)
+        allow_cpu(FRAME_CPU_S + num_voxels / FRAME_VOXELS_PER_CPU_S)
         if time.monotonic() - self._told > TELL_S:
             self._tell(None)
 
@@ -65,7 +65,7 @@ class Deadline(Watch):
         self._told = time.monotonic()
 
 
-def _allow(cpu_s: float) -> None:
+def allow_cpu(cpu_s: float) -> None:
     """The kernel ends this process (SIGPROF) when it has used so much more CPU time; 0 for no end."""
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
@@ -81,13 +81,13 @@ def serve(guard: Connection, inbox: Exchange, outbox: Exchange) -> None:
         inbox.attach(ask.inbox_size)
         outbox.attach(ask.outbox_size)
         result = _answer(ask, inbox.view(ask.num_bytes), Deadline(guard))
-        _allow(0)
+        allow_cpu(0)
         guard.send(_hand_over(result, outbox))
 
 
 def _answer(ask: Ask, data: memoryview, watch: Watch) -> Probed | VolumeRecord | Rejection | None:
     if ask.geometry is None:
-        _allow(STAGE_CPU_S["parse"])
+        allow_cpu(STAGE_CPU_S["parse"])
         return probe_head(data, ask.complete, ask.path, ask.manifest, ask.limits)
     return convert_file(data, ask.path, ask.manifest, ask.geometry, ask.limits, watch)
 
@@ -102,7 +102,7 @@ def _hand_over(result: Probed | VolumeRecord | Rejection | None, outbox: Exchang
     return Answer(result=replace(result, volume=volume[:0]), volume=place)
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """Allocation over the limit fails in here instead of taking the machine's memory. Only Linux can do it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform != "linux":
@@ -115,7 +115,7 @@ def _limit_memory() -> None:
 def main() -> None:
     """Run until the guard's end of the socket closes."""
     socket, inbox, outbox = (int(word) for word in sys.argv[1:4])
-    _limit_memory()
+    limit_memory()
     with Connection(socket) as guard:
         serve(guard, Exchange(inbox), Exchange(outbox))
 
