@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: install demo test lint format docs conformance geometry signal bench clean
+.PHONY: install demo test lint format docs conformance geometry signal fuzz bench clean
 
 install: $(STAMP)
 
@@ -46,6 +46,10 @@ geometry: $(STAMP)
 # The phantom's label signal through the whole job, with and without: docs/phantom.md (about 20 minutes).
 signal: $(STAMP)
 	$(BIN)/python benchmarks/label_signal.py
+
+# Damaged, hostile, good and foreign files through the ingest: docs/reliability.md (six targets, each under 30 minutes).
+fuzz: $(STAMP)
+	$(BIN)/python benchmarks/fuzz.py all
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py

@@ -3,11 +3,15 @@
 Voxel bytes are read once and written once, inside of one step: only references and rows are grouped.
 """
 
+from typing import Any
+
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton
 
 from beam_jobs.commit import commit_dataset
+from beam_jobs.commit_retry import commit_retry
 from beam_jobs.options import IngestJob
+from beam_jobs.retry import discover_again, read_held, retry_job, shards_again, shelf_of
 from beam_jobs.transforms import (
     OTHERS,
     SAMPLES,
@@ -26,19 +30,13 @@ from manifests.cohort import Participant, read_participants
 
 def build(pipeline: beam.Pipeline, job: IngestJob) -> None:
     """Add the whole job to a pipeline."""
-    participants = AsSingleton(
-        pipeline | "Cohort" >> beam.Create([job.labels or ""]) | "ReadCohort" >> beam.Map(read_cohort)
-    )
+    participants = _participants(pipeline, job)
     found = (
         pipeline
         | "Source" >> beam.Create([job.source])
         | "Discover" >> beam.ParDo(Discover()).with_outputs(SETTLED, OTHERS, main="entries")
     )
-    probed = (
-        found.entries
-        | "SpreadFiles" >> beam.Reshuffle()
-        | "Probe" >> beam.ParDo(Probe(job)).with_outputs(SOURCES, main="files")
-    )
+    probed = _probe(found.entries, job)
     packed = (
         probed.files
         | "ByUid" >> beam.GroupBy(lambda file: file.sop_instance_uid)
@@ -61,6 +59,53 @@ def build(pipeline: beam.Pipeline, job: IngestJob) -> None:
             shards=AsList(packed.shards),
             other_files=AsSingleton(found[OTHERS]),
         )
+    )
+
+
+def build_retry(pipeline: beam.Pipeline, job: IngestJob) -> None:
+    """Add to a pipeline what `--retry-rejected` does: the same steps, on the inputs that are worth another try."""
+    participants = _participants(pipeline, job)
+    held = AsSingleton(pipeline | "Dataset" >> beam.Create([job.dataset]) | "ReadHeld" >> beam.Map(read_held))
+    found = (
+        pipeline
+        | "Source" >> beam.Create([job])
+        | "Discover" >> beam.FlatMap(discover_again).with_outputs(SETTLED, main="entries")
+    )
+    probed = _probe(found.entries, job)
+    packed = (
+        probed.files
+        | "ByUid" >> beam.GroupBy(lambda file: file.sop_instance_uid)
+        | "Element" >> beam.Map(element_of, participants, job)
+        | "Shelf" >> beam.Map(shelf_of, held)
+        | "ByShelf" >> beam.GroupByKey()
+        | "CutShards" >> beam.FlatMap(shards_again, job, held)
+        | "SpreadShards" >> beam.Reshuffle()
+        | "Pack" >> beam.ParDo(Pack(retry_job(job)), participants).with_outputs(SOURCES, SAMPLES, main="shards")
+    )
+    settled = found[SETTLED] | "Settle" >> beam.ParDo(Settle(job))
+    sources = (settled, probed[SOURCES], packed[SOURCES]) | "AllRows" >> beam.Flatten()
+    _ = (
+        pipeline
+        | "End" >> beam.Create([job])
+        | "Commit"
+        >> beam.Map(
+            commit_retry,
+            sources=AsList(sources),
+            samples=AsList(packed[SAMPLES]),
+            shards=AsList(packed.shards),
+        )
+    )
+
+
+def _participants(pipeline: beam.Pipeline, job: IngestJob) -> AsSingleton:
+    return AsSingleton(pipeline | "Cohort" >> beam.Create([job.labels or ""]) | "ReadCohort" >> beam.Map(read_cohort))
+
+
+def _probe(entries: beam.PCollection, job: IngestJob) -> Any:
+    return (
+        entries
+        | "SpreadFiles" >> beam.Reshuffle()
+        | "Probe" >> beam.ParDo(Probe(job)).with_outputs(SOURCES, main="files")
     )
 
 

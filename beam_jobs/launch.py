@@ -2,35 +2,47 @@
 
 import json
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 import fsspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs.build_dataset import build, read_cohort
+from beam_jobs.build_dataset import build, build_retry, read_cohort
+from beam_jobs.commit import clear_staging
+from beam_jobs.commit_retry import finish_retry, staged_retry
 from beam_jobs.errors import JobError, JobOptionError
 from beam_jobs.metrics import read_counters
 from beam_jobs.options import IngestJob, describe_run
 from beam_jobs.pack import staging_url
 from beam_jobs.progress import progress_line
+from beam_jobs.retry import Scope, count_changes, forget_retryable, is_retryable, retry_job, scope_of
 from ingest.source import find_candidate, list_files
-from manifests.store import publish, read_csv
+from manifests.committed import Tables, read_committed
+from manifests.store import publish
+
+OWN_ERRORS: Final = {"JobError", "GuardError", "SourceError", "CohortError", "GeometryError"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestResult:
-    """What a run did; `dataset` is the parsed `dataset.json`."""
+    """What a run did; `dataset` is the parsed `dataset.json`, `earlier` what it was if the run went on from it.
+
+    `retryable` counts the inputs whose reason was retryable then.
+    """
 
     dataset: Mapping[str, Any]
     counters: Mapping[str, int]
     run: Mapping[str, Any]
     seconds: float
     already_complete: bool = False
+    retryable: int = 0
+    earlier: Mapping[str, Any] | None = None
 
     @property
     def content_line(self) -> str:
@@ -41,53 +53,95 @@ class IngestResult:
         return f"{name}: {share:.0%} of the voxels are content (block6: {other:.0%})."
 
 
-def run_ingest(job: IngestJob, options: PipelineOptions, *, progress: bool = False) -> IngestResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """A dataset that was finished before: `dataset.json`, and how many of its inputs have a retryable reason."""
+
+    info: dict[str, Any]
+    retryable: int
+
+
+def run_ingest(
+    job: IngestJob, options: PipelineOptions, *, progress: bool = False, retry_rejected: bool = False
+) -> IngestResult:
     """Check, run the pipeline to its end, and return what the dataset says of itself.
+
+    Args:
+        job: what to do.
+        options: of Beam.
+        progress: draw a line on standard error meanwhile.
+        retry_rejected: go on from a complete dataset, with the inputs whose reason is retryable.
 
     Raises:
         JobOptionError: if the job cannot start as asked for (SOURCE, labels, an existing DATASET).
         JobError: if DATASET cannot be written, or the pipeline failed.
     """
     started = time.monotonic()
-    earlier = check_start(job)
+    earlier = check_start(job, retry_rejected=retry_rejected)
+    if earlier and not earlier.retryable:
+        clear_staging(job)
+    if earlier and not (retry_rejected and earlier.retryable):
+        return IngestResult(
+            dataset=earlier.info,
+            counters={},
+            run=describe_run(options),
+            seconds=0.0,
+            already_complete=True,
+            retryable=earlier.retryable,
+        )
     if earlier:
-        return IngestResult(dataset=earlier, counters={}, run=describe_run(options), seconds=0.0, already_complete=True)
-    with progress_line(job) if progress else nullcontext():
-        counters = _run(job, options)
+        forget_retryable(job)
+    with progress_line(retry_job(job) if earlier else job) if progress else nullcontext():
+        counters = _run(build_retry if earlier else build, job, options)
     return IngestResult(
         dataset=json.loads(_read(f"{job.dataset}/dataset.json")),
         counters=counters,
         run=describe_run(options),
         seconds=time.monotonic() - started,
+        retryable=earlier.retryable if earlier else 0,
+        earlier=earlier.info if earlier else None,
     )
 
 
-def _run(job: IngestJob, options: PipelineOptions) -> dict[str, int]:
+def _run(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob, options: PipelineOptions) -> dict[str, int]:
     # Beam logs every worker's start and a traceback per bundle; the error itself arrives as an exception.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     pipeline = beam.Pipeline(options=options)
-    build(pipeline, job)
+    add(pipeline, job)
     try:
         result = pipeline.run()
         result.wait_until_finish()
     except Exception as error:
         # Beam wraps whatever a worker raised, of any type, in an exception of the runner's choice.
-        raise JobError(f"the pipeline failed: {_last_line(error)} Run the same command again to go on.") from error
+        raise JobError(f"the pipeline failed: {_what_failed(error)} Run the same command again to go on.") from error
     return read_counters(result)
 
 
-def _last_line(error: Exception) -> str:
+def _what_failed(error: Exception) -> str:
+    """The last line of what a worker said, if it is our own sentence; of others, which may name a file, the kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    kind, _, said = (lines[-1] if lines else type(error).__name__).partition(": ")
+    step = re.search(r"\[while running '[\w/]+'\]", said)
+    if kind.rpartition(".")[2] in OWN_ERRORS:
+        return said
+    return f"{kind.rpartition('.')[2]} {step[0] if step else ''}; --debug shows the rest."
 
 
-def check_start(job: IngestJob) -> dict[str, Any] | None:
-    """Refuse what cannot work; returns `dataset.json` when DATASET is already complete for this SOURCE."""
+def check_start(job: IngestJob, *, retry_rejected: bool = False) -> Complete | None:
+    """Refuse what cannot work; returns what DATASET is when it is already complete for this SOURCE.
+
+    A retry that was interrupted while it was moved in is finished first.
+    """
     _check_places(job)
     read_cohort(job.labels or "")
     if find_candidate(job.source) is None:
         raise JobOptionError(f"SOURCE {job.source} holds no DICOM file (.dcm, .dicom, no extension, or .zip).")
-    earlier = _complete(job)
+    _finish_earlier(job)
+    earlier = _complete(job, retry_rejected=retry_rejected)
+    if earlier is None and retry_rejected:
+        raise JobOptionError(
+            f"DATASET {job.dataset} is not complete: finish it first, with the same command without --retry-rejected."
+        )
     if earlier is None:
         _claim(job)
     return earlier
@@ -99,24 +153,40 @@ def _check_places(job: IngestJob) -> None:
         raise JobOptionError(f"SOURCE {job.source} and DATASET {job.dataset} lie in one another: keep them apart.")
 
 
-def _complete(job: IngestJob) -> dict[str, Any] | None:
+def _finish_earlier(job: IngestJob) -> None:
+    staged = staged_retry(job)
+    if staged:
+        _check_config(job, staged["config"], staged["config_sha256"])
+        try:
+            finish_retry(job)
+        except OSError as error:
+            raise JobError(f"DATASET {job.dataset} cannot be written: {error}.") from error
+
+
+def _complete(job: IngestJob, *, retry_rejected: bool) -> Complete | None:
     """The finished dataset, if it is this job's and SOURCE has not changed since."""
     fs, root = fsspec.core.url_to_fs(job.dataset)
     if not fs.exists(f"{root}/_SUCCESS"):
         return None
-    found: dict[str, Any] = json.loads(_read(f"{job.dataset}/dataset.json"))
+    found = json.loads(_read(f"{job.dataset}/dataset.json"))
     _check_config(job, found["config"], found.get("config_sha256"))
-    rows = read_csv(_read(f"{job.dataset}/manifests/sources.csv"))
-    before = {row["path"]: row["bytes"] for row in rows if "!" not in row["path"] and row["bytes"]}
-    now = {path: str(size) for path, size in list_files(job.source).items()}
-    changed = [path for path, size in before.items() if now.get(path.removeprefix("'")) != size]
-    new = find_candidate(job.source, known=set(before))
-    if changed or new:
-        what = f"{len(changed)} files changed or gone" if changed else f"new files such as {new}"
-        raise JobOptionError(
-            f"DATASET {job.dataset} is complete, but SOURCE has changed since ({what}): give a new DATASET."
-        )
-    return found
+    tables = read_committed(job.dataset).tables
+    _check_unchanged(job, tables, retry_rejected=retry_rejected)
+    return Complete(info=found, retryable=sum(map(is_retryable, tables.sources)))
+
+
+def _check_unchanged(job: IngestJob, tables: Tables, *, retry_rejected: bool) -> None:
+    """A retry may find what was missing or unreadable; nothing else may differ from when the rows were written."""
+    listing, scope = list_files(job.source), scope_of(tables.sources)
+    changed, new = count_changes(tables.sources, listing, scope if retry_rejected else Scope())
+    if not changed and not new:
+        return
+    what = (
+        f"DATASET {job.dataset} is complete, but SOURCE has changed since ({changed} files changed or gone, {new} new)"
+    )
+    if not retry_rejected and count_changes(tables.sources, listing, scope) == (0, 0):
+        raise JobOptionError(f"{what}: these are files that it lacked; --retry-rejected takes them in.")
+    raise JobOptionError(f"{what}: give a new DATASET.")
 
 
 def _check_config(job: IngestJob, earlier: Mapping[str, Any], earlier_sha256: object) -> None:

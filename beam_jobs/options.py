@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -16,13 +16,16 @@ from beam_jobs.errors import JobOptionError
 from ingest.geometry import Geometry, load_geometry
 from ingest.record import Limits
 from ingest.source import find_participants, read_source_file
-from manifests.keys import DEFAULT_HASH_KEY
+from manifests.keys import default_hash_key
 from shards.schema import DEVICES, SCHEMA_VERSION, Device
 
 TARGET_SHARD_BYTES: Final = 256 * 2**20
 """Large enough for sequential reads from a bucket, small enough to redo after a failure."""
 
 HASH_KEY_VARIABLE: Final = "FOVEA_HASH_KEY"
+MIN_HASH_KEY_BYTES: Final = 16
+"""128 bits: a word or a name would be found by trying, since keys and hashes are in every dataset."""
+HashKeySource = Literal["environment", "default"]
 LOCAL_RUNNER: Final = "FnApiRunner"
 """By name: the default DirectRunner first tries to download another runner (Prism)."""
 
@@ -40,7 +43,8 @@ class IngestJob:
     participant_metadata: bool = True
     target_shard_bytes: int = TARGET_SHARD_BYTES
     limits: Limits = field(default_factory=Limits)
-    hash_key: bytes = field(default=DEFAULT_HASH_KEY, repr=False)
+    hash_key: bytes = field(repr=False)
+    hash_key_source: HashKeySource = "default"
 
     def config(self) -> dict[str, Any]:
         """The choices that decide the bytes; places are not among them."""
@@ -52,6 +56,7 @@ class IngestJob:
             "labels_sha256": self.labels_sha256,
             "target_shard_bytes": self.target_shard_bytes,
             "min_frames": self.limits.min_frames,
+            "hash_key": self.hash_key_source,
             "hash_key_sha256": hashlib.sha256(b"fovea hash key:" + self.hash_key).hexdigest()[:16],
         }
 
@@ -66,9 +71,18 @@ def code_version() -> str:
     return version("fovea-oct")
 
 
-def hash_key_from_environment() -> bytes:
-    """The secret of the keyed hash: a credential, so it comes from the environment, else the public default."""
-    return os.environ.get(HASH_KEY_VARIABLE, "").encode() or DEFAULT_HASH_KEY
+def hash_key_from_environment() -> bytes | None:
+    """The secret of the keyed hash: a credential, so it comes from the environment; None when it is not set.
+
+    Raises:
+        JobOptionError: if it is short enough to be guessed.
+    """
+    key = os.fsencode(os.environ.get(HASH_KEY_VARIABLE, ""))
+    if 0 < len(key) < MIN_HASH_KEY_BYTES:
+        raise JobOptionError(
+            f"{HASH_KEY_VARIABLE} has {len(key)} bytes, not {MIN_HASH_KEY_BYTES}: `openssl rand -hex 32` makes one."
+        )
+    return key or None
 
 
 def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
@@ -103,15 +117,18 @@ def make_job(
     """
     place = absolute(source)
     table = absolute(labels) if labels else find_participants(place)
+    labels_sha256 = hashlib.sha256(read_source_file(table)).hexdigest() if table else None
+    secret = hash_key_from_environment()
     return IngestJob(
         source=place,
         dataset=absolute(dataset),
         geometry=load_geometry(geometry),
         labels=table,
-        labels_sha256=hashlib.sha256(read_source_file(table)).hexdigest() if table else None,
+        labels_sha256=labels_sha256,
         devices=parse_devices(devices),
         participant_metadata=participant_metadata,
-        hash_key=hash_key_from_environment(),
+        hash_key=secret or default_hash_key(labels_sha256),
+        hash_key_source="environment" if secret else "default",
     )
 
 
@@ -130,7 +147,9 @@ def beam_options(extra: Sequence[str], num_workers: int | None = None) -> Pipeli
     given = PipelineOptions(list(extra)).get_all_options(drop_default=True)
     if "runner" in given:
         return PipelineOptions(list(extra))
-    workers = num_workers or given.get("direct_num_workers") or os.cpu_count() or 1
+    said = any(word.partition("=")[0] == "--direct_num_workers" for word in extra)
+    asked = PipelineOptions(list(extra)).get_all_options()["direct_num_workers"] if said else None
+    workers = num_workers or asked or os.cpu_count() or 1
     mode = "multi_processing" if workers > 1 else "in_memory"
     local = [f"--runner={LOCAL_RUNNER}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
     return PipelineOptions([*local, *extra])

@@ -99,6 +99,10 @@ def _read(file: FileRef, job: IngestJob, guard: Guard, seconds: Seconds) -> Outc
             sha256=None,
             result=Rejection(reason=error.reason, detail=error.detail, facts=path_facts(file.path)),
         )
+    if len(data) != file.bytes:
+        detail = f"the store gave {len(data)} bytes of {file.bytes} that it listed."
+        rejection = Rejection(reason=Reason.IO_UNREADABLE, detail=detail, facts=path_facts(file.path))
+        return Outcome(file=file, sha256=None, result=rejection)
     sha256 = hashlib.sha256(data).hexdigest()
     seconds["read"] += time.perf_counter() - started
     result = guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
@@ -118,7 +122,7 @@ def _settle(outcomes: list[Outcome]) -> list[Outcome]:
         if not isinstance(outcome.result, VolumeRecord) or (outcome is first and not conflict):
             return outcome
         reason = Reason.DUP_SOP_UID_CONFLICT if conflict else Reason.DUP_SOP_UID_IDENTICAL
-        detail = f"{len(valid)} files share the SOP Instance UID; the first by path is {valid[0].file.path}."
+        detail = f"{len(valid)} valid files share its SOP Instance UID."
         rejection = Rejection(reason=reason, detail=detail, facts=outcome.result.facts)
         return dataclasses.replace(outcome, result=rejection)
 
@@ -180,6 +184,8 @@ def _recorded(plan: ShardPlan, job: IngestJob) -> PackedShard | None:
     record: dict[str, Any] = json.loads(fs.cat_file(path))
     if record["fingerprint"] != plan.fingerprint(job.config_sha256()):
         return None
+    if any(row["reason"] and Reason(row["reason"]).info.retryable for row in record["sources"]):
+        return None  # what the store would not give then it may give now
     shard = ShardRow(**record["shard"]) if record["shard"] else None
     if shard and not _is_intact(f"{job.dataset}/shards/{plan.shard}", shard):
         return None

@@ -77,4 +77,6 @@ def _end(error: Exception, command: str) -> Never:
 
 
 def _complain(sentence: str) -> None:
-    sys.stderr.write(f"fovea: {sentence}\n")
+    # An error may quote a file's name or a table's cell, which may hold a terminal's control sequences.
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in sentence)
+    sys.stderr.write(f"fovea: {shown}\n")

@@ -17,6 +17,9 @@ def command(
     devices: Annotated[list[str] | None, typer.Option(help="Only these, e.g. triton,cirrus.")] = None,
     participant_metadata: Annotated[bool, typer.Option(help="Write site, group and age into samples.")] = True,
     shard_mb: Annotated[int, typer.Option(min=1, help="Target size of a shard in MiB.")] = 256,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Redo inputs that were missing, unreadable, or met a defect.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Turn a cohort of OCT DICOMs into verified shards with manifests; every input gets a row.
@@ -38,12 +41,13 @@ def command(
         participant_metadata=participant_metadata,
     )
     job = replace(job, target_shard_bytes=shard_mb * 2**20)
-    result = run_ingest(job, beam_options(context.args), progress=is_terminal() and not as_json)
+    progress = is_terminal() and not as_json
+    result = run_ingest(job, beam_options(context.args), progress=progress, retry_rejected=retry_rejected)
     if as_json:
-        print_json({"dataset": result.dataset, "counters": result.counters, "seconds": result.seconds})
+        print_json(_summary(result, retry_rejected))
     else:
-        _report(dataset, result)
-    if not result.dataset["counts"]["samples"]:
+        _report(dataset, result, retry_rejected)
+    if not result.dataset["counts"]["samples"] and not (retry_rejected and result.already_complete):
         raise NothingAcceptedError(dataset)
 
 
@@ -56,12 +60,17 @@ class NothingAcceptedError(Exception):
         super().__init__(f"no file was accepted: {dataset}/manifests/rejected.csv says why, file by file.")
 
 
-def _report(dataset: str, result: Any) -> None:
+def _summary(result: Any, retry_rejected: bool) -> dict[str, Any]:
+    summary = {"dataset": result.dataset, "counters": result.counters, "seconds": result.seconds}
+    return summary | {"retried": result.retryable} if retry_rejected else summary
+
+
+def _report(dataset: str, result: Any, retry_rejected: bool) -> None:
     from fovea.console import print_table, say
 
     counts = result.dataset["counts"]
-    if result.already_complete:
-        say(f"{dataset} is complete already, and SOURCE has not changed: nothing to do.")
+    if line := _first_line(dataset, result, retry_rejected):
+        say(line)
     outcome = ("accepted", "rejected", "duplicate", "excluded")
     print_table("Input files", ["files in", *outcome], [[counts["inputs"], *(counts[name] for name in outcome)]])
     if counts["by_reason"]:
@@ -72,3 +81,16 @@ def _report(dataset: str, result: Any) -> None:
         megabytes = result.counters.get("bytes_written", 0) / 1e6
         say(f"{result.seconds:.1f} s, {megabytes:.0f} MB written, {result.run['workers']} workers.")
     say(f"Next: fovea verify {dataset}; fovea audit {dataset}")
+
+
+def _first_line(dataset: str, result: Any, retry_rejected: bool) -> str | None:
+    """What became of a dataset that was complete before; None of a new one."""
+    if retry_rejected and result.already_complete:
+        return f"{dataset}: nothing to retry; no input has a reason that may pass."
+    if result.already_complete:
+        hint = f" ({result.retryable} inputs may be retried: --retry-rejected)" if result.retryable else ""
+        return f"{dataset} is complete already, and SOURCE has not changed: nothing to do{hint}."
+    if result.earlier:
+        before, now = (info["counts"]["samples"] for info in (result.earlier, result.dataset))
+        return f"{dataset}: {result.retryable} inputs retried; {before} samples before, {now} now."
+    return None

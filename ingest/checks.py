@@ -1,6 +1,7 @@
 """The checks of a header, in the order of their precedence."""
 
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Final
 
 from pydicom.dataset import Dataset
@@ -10,7 +11,7 @@ from ingest.errors import IngestError
 from ingest.facts import known_facts
 from ingest.fields import integer, text
 from ingest.header import Header
-from ingest.identity import check_image_kind, identify
+from ingest.identity import check_image_kind, check_uid, identify
 from ingest.record import Limits, Probed
 from ingest.spacing import manifest_spacing, scan_geometry
 from ingest.syntaxes import is_supported
@@ -27,12 +28,15 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
         IngestError: with the first reason that applies, in the order of the reason codes.
     """
     dataset = header.dataset
+    check_uid(dataset)
+    check_meta(header, path)
+    check_limits(dataset, limits)
     check_image_kind(dataset)
     identity = identify(dataset, path, manifest)
     check_pixel_data(header)
     check_syntax(header)
-    num_frames = check_num_frames(dataset, limits)
-    check_dimensions(dataset, num_frames, limits)
+    num_frames = check_num_frames(dataset)
+    check_dimensions(dataset, limits)
     check_photometric(dataset)
     check_enough_frames(num_frames, limits)
     scan = scan_geometry(dataset, num_frames, identity, manifest)
@@ -64,7 +68,7 @@ def check_pixel_data(header: Header) -> None:
 def check_syntax(header: Header) -> None:
     """Raises TS_UNSUPPORTED."""
     if not is_supported(header.transfer_syntax_uid):
-        raise IngestError(Reason.TS_UNSUPPORTED, f"no decoder for transfer syntax {header.transfer_syntax_uid}.")
+        raise IngestError(Reason.TS_UNSUPPORTED, "no decoder for its transfer syntax.")
 
 
 def check_enough_frames(num_frames: int, limits: Limits) -> None:
@@ -73,24 +77,44 @@ def check_enough_frames(num_frames: int, limits: Limits) -> None:
         raise IngestError(Reason.TOO_FEW_FRAMES, f"{num_frames} B-scans, at least {limits.min_frames} are needed.")
 
 
-def check_num_frames(dataset: Dataset, limits: Limits) -> int:
-    """The declared number; raises NFRAMES_INVALID or PARSE_LIMIT_EXCEEDED."""
+def check_meta(header: Header, path: str) -> None:
+    """The file meta information must speak of this data set (PS3.10 section 7.1).
+
+    A UID that only the file meta information has otherwise is forgiven when the file's name confirms the data set's:
+    tools that replace UIDs forget it.
+
+    Raises:
+        IngestError: META_HEADER_INVALID.
+    """
+    pairs = (("MediaStorageSOPClassUID", "SOPClassUID"), ("MediaStorageSOPInstanceUID", "SOPInstanceUID"))
+    for of_meta, of_dataset in pairs:
+        meta, own = text(header.meta, of_meta), text(header.dataset, of_dataset)
+        if meta and own and meta != own and own not in PurePosixPath(path).name:
+            raise IngestError(Reason.META_HEADER_INVALID, f"{of_meta} is not the {of_dataset} of the data set.")
+
+
+def check_limits(dataset: Dataset, limits: Limits) -> None:
+    """No more frames and voxels than any scan has; raises PARSE_LIMIT_EXCEEDED."""
+    frames, rows, columns = (integer(dataset, name) or 0 for name in ("NumberOfFrames", "Rows", "Columns"))
+    if frames > limits.max_frames:
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"over {limits.max_frames} frames are declared.")
+    if max(frames, 1) * rows * columns > limits.max_voxels:
+        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"over {limits.max_voxels} voxels are declared.")
+
+
+def check_num_frames(dataset: Dataset) -> int:
+    """The declared number; raises NFRAMES_INVALID."""
     declared = integer(dataset, "NumberOfFrames")
     if declared is None or declared < 1:
         raise IngestError(Reason.NFRAMES_INVALID, "NumberOfFrames is not a positive whole number.")
-    if declared > limits.max_frames:
-        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"{declared} frames, the limit is {limits.max_frames}.")
     return declared
 
 
-def check_dimensions(dataset: Dataset, num_frames: int, limits: Limits) -> None:
-    """Raises DIMENSIONS_INVALID or PARSE_LIMIT_EXCEEDED."""
+def check_dimensions(dataset: Dataset, limits: Limits) -> None:
+    """Raises DIMENSIONS_INVALID."""
     rows, columns = integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0
     if not (1 < rows <= limits.max_edge and 1 < columns <= limits.max_edge):
         raise IngestError(Reason.DIMENSIONS_INVALID, f"{rows} rows x {columns} columns.")
-    if rows * columns * num_frames > limits.max_voxels:
-        detail = f"{num_frames} x {rows} x {columns} voxels, the limit is {limits.max_voxels}."
-        raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, detail)
 
 
 def check_photometric(dataset: Dataset) -> None:
@@ -100,7 +124,8 @@ def check_photometric(dataset: Dataset) -> None:
     samples, bits = integer(dataset, "SamplesPerPixel"), integer(dataset, "BitsAllocated")
     if samples not in {1, None}:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, f"{samples} samples per pixel.")
-    if bits not in {8, 16} or not 1 <= (integer(dataset, "BitsStored") or bits) <= bits:
+    stored = integer(dataset, "BitsStored")
+    if bits not in {8, 16} or not 1 <= (bits if stored is None else stored) <= bits:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "BitsAllocated is not 8 or 16, or BitsStored exceeds it.")
     if integer(dataset, "PixelRepresentation") not in {0, None}:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "pixels are signed.")

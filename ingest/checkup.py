@@ -12,6 +12,8 @@ from ingest.burned_in import check_annotation, check_margins
 from ingest.checks import (
     check_dimensions,
     check_enough_frames,
+    check_limits,
+    check_meta,
     check_num_frames,
     check_photometric,
     check_pixel_data,
@@ -26,10 +28,11 @@ from ingest.frames import PixelFormat, find_frames, pixel_format
 from ingest.header import Header, parse_file
 from ingest.identity import (
     PathIdentity,
-    _agreed_device,
-    _laterality,
-    _participant,
+    agreed_device,
+    agreed_laterality,
+    agreed_participant,
     check_image_kind,
+    check_uid,
     identify,
     model_name,
     path_identity,
@@ -39,7 +42,7 @@ from ingest.pixels import decode_frames
 from ingest.raster import check_parallel, frame_lines, plane_lines
 from ingest.record import Caution, Facts, Identity, Rejection, ScanGeometry
 from ingest.resample import plan_grid, plan_slow_axis
-from ingest.spacing import manifest_spacing, scan_geometry
+from ingest.spacing import check_groups, manifest_spacing, num_described, scan_geometry
 from ingest.spacing_sources import describe_bscans, describe_pixels, winners
 from ingest.syntaxes import NATIVE_SYNTAXES, Pixels, is_supported
 from ingest.watch import UNWATCHED, Watch
@@ -118,6 +121,18 @@ class Checkup:
         check_image_kind(self._header.dataset)
         return "Ophthalmic Tomography Image Storage; the image type names no en face or flow image."
 
+    def meta(self) -> str:
+        """The SOP Instance UID, and whether the file meta information speaks of this data set."""
+        uid = check_uid(self._header.dataset)
+        check_meta(self._header, self._request.path)
+        return f"a valid SOP Instance UID of {len(uid)} characters; the file meta information does not contradict it."
+
+    def limits(self) -> str:
+        """Frames and voxels against the limits, as declared."""
+        limits = self._request.limits
+        check_limits(self._header.dataset, limits)
+        return f"at most {limits.max_frames} frames and {limits.max_voxels} voxels."
+
     def path(self) -> str:
         """What folders and file name say; without the header."""
         self._by_path = found = path_identity(self._request.path)
@@ -133,27 +148,27 @@ class Checkup:
 
     def participant(self) -> str:
         """PatientID against the path."""
-        self._participant_id = found = _participant(self._header.dataset, self._named)
+        self._participant_id = found = agreed_participant(self._header.dataset, self._named)
         return f"PatientID is {found}; {_agreement(self._named.participant_id)}."
 
     def device(self) -> str:
         """Manufacturer and model against the path."""
         dataset = self._header.dataset
-        self._device = found = _agreed_device(dataset, self._named)
+        self._device = found = agreed_device(dataset, self._named)
         return f"the header names {found}, model {model_name(dataset) or 'unknown'}; {_agreement(self._named.device)}."
 
     def laterality(self) -> str:
         """ImageLaterality and every FrameLaterality against the path."""
-        self._side = found = _laterality(self._header.dataset, self._named)
+        self._side = found = agreed_laterality(self._header.dataset, self._named)
         return f"{found} wherever the header says it; {_agreement(self._named.laterality)}."
 
-    def identifier(self) -> str:
+    def identity(self) -> str:
         """The SOP Instance UID, and path and header as a whole."""
         dataset = self._header.dataset
         if None in {self._by_path, self._participant_id, self._device, self._side}:
             raise NotReachedError("path, participant, device and laterality come first.")
         self._identity = identify(dataset, self._request.path, self._request.manifest)
-        return f"a valid UID of {len(self._identity.sop_instance_uid)} characters."
+        return f"protocol {self._identity.protocol}, {self._identity.anatomic_region}."
 
     def pixel_data(self) -> str:
         """Whether there is a pixel data element."""
@@ -170,14 +185,13 @@ class Checkup:
 
     def frames(self) -> str:
         """NumberOfFrames."""
-        limits = self._request.limits
-        self._num_frames = found = check_num_frames(self._header.dataset, limits)
-        return f"NumberOfFrames is {found}, at most {limits.max_frames}."
+        self._num_frames = found = check_num_frames(self._header.dataset)
+        return f"NumberOfFrames is {found}."
 
     def dimensions(self) -> str:
         """Rows, Columns, and the number of voxels."""
         dataset, limits = self._header.dataset, self._request.limits
-        check_dimensions(dataset, self._num_frames or 1, limits)
+        check_dimensions(dataset, limits)
         self._fits = True
         layout = pixel_format(self._header)
         voxels = layout.rows * layout.columns * (self._num_frames or 1)
@@ -200,9 +214,7 @@ class Checkup:
 
     def functional_groups(self) -> str:
         """One per-frame group for each frame, or none."""
-        scan = self._scanned()
-        if isinstance(scan, Rejection) and scan.reason not in SCAN_REASONS:
-            raise IngestError(scan.reason, scan.detail)
+        check_groups(self._header.dataset, _need(self._num_frames, "a number of frames"))
         num_groups = len(items(self._header.dataset, "PerFrameFunctionalGroupsSequence"))
         return f"{num_groups} per-frame groups for {self._num_frames} frames."
 
@@ -226,7 +238,8 @@ class Checkup:
         if isinstance(scan, Rejection) and scan.reason is Reason.NOT_RASTER:
             raise IngestError(scan.reason, scan.detail)
         dataset, num_frames = self._header.dataset, _need(self._num_frames, "a number of frames")
-        planes, lines = plane_lines(dataset, num_frames), frame_lines(dataset, num_frames)
+        described = num_described(dataset, num_frames)
+        planes, lines = plane_lines(dataset, described), frame_lines(dataset, described)
         check_parallel(planes)
         check_parallel(lines)
         counts = f"{len(planes or ())} plane positions, {len(lines or ())} lines on the localizer"

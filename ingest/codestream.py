@@ -112,6 +112,18 @@ def j2k_shape(frame: bytes) -> Shape2:
     return height - top, width - left
 
 
+def family_of(frame: bytes) -> str | None:
+    """What a frame is by its first bytes, whatever the header declares."""
+    for start, name in ((J2K_START, "JPEG 2000"), (JP2_START, "JP2"), (JPEG_START, "JPEG")):
+        if frame.startswith(start):
+            return name
+    try:
+        rle_segments(frame)
+    except (struct.error, ValueError):
+        return None
+    return "RLE"
+
+
 def rle_segments(frame: bytes) -> list[bytes]:
     """The byte planes of an RLE frame, still packed (PS3.5 annex G.5).
 

@@ -5,6 +5,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import PurePath
 from typing import BinaryIO, Final, TypeVar
 
@@ -90,12 +91,19 @@ def convert_file(
     with without_warnings():
         header = attempt(path_facts(path), lambda: parse_file(data, limits))
         if isinstance(header, Rejection):
-            return header
+            return _after_the_header(header, probe_head(data, True, path, manifest, limits))
         probed = _judge(header, path, manifest, limits)
         if isinstance(probed, Rejection):
             return probed
         watch.begin("frames", probed.facts)
         return attempt(probed.facts, lambda: _convert(header, probed, geometry, watch))
+
+
+def _after_the_header(failed: Rejection, probed: Probed | Rejection | None) -> Rejection:
+    """A file that ends too early, or does not inflate: what its header says comes first, if it can be read."""
+    if isinstance(probed, Probed):
+        return replace(failed, facts=probed.facts)
+    return failed if probed is None else min(failed, probed, key=lambda found: found.reason.precedence)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """What can be said of a file before it is judged: the columns of its row, each by an allow-list, none by a guess."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
 from ingest.fields import integer, text
@@ -9,6 +11,9 @@ from ingest.header import Header
 from ingest.identity import PARTICIPANT, UID, anatomic_region, model_name, path_identity
 from ingest.record import Facts
 from manifests.plan import ManifestRow
+
+STANDARD_ROOT: Final = "1.2.840.10008."
+"""The root of DICOM itself (PS3.5 section 9.1)."""
 
 Value = TypeVar("Value")
 
@@ -33,12 +38,23 @@ def known_facts(header: Header, path: str, manifest: ManifestRow | None) -> Fact
         protocol=by_path.protocol,
         anatomic_region=anatomic_region(by_path.protocol, manifest) if by_path.protocol else None,
         laterality=by_path.laterality,
-        num_frames=integer(dataset, "NumberOfFrames"),
-        rows=integer(dataset, "Rows"),
-        columns=integer(dataset, "Columns"),
-        transfer_syntax_uid=str(header.transfer_syntax_uid),
+        num_frames=_count(dataset, "NumberOfFrames"),
+        rows=_count(dataset, "Rows"),
+        columns=_count(dataset, "Columns"),
+        transfer_syntax_uid=_registered(str(header.transfer_syntax_uid)),
         sop_instance_uid=_matching(lambda: text(dataset, "SOPInstanceUID"), UID.fullmatch),
     )
+
+
+def _count(dataset: Dataset, keyword: str) -> int | None:
+    """A number that a table can hold, of the 32 bits that a header may use (PS3.5 6.2, IS)."""
+    value = integer(dataset, keyword)
+    return value if value is not None and abs(value) < 2**31 else None
+
+
+def _registered(uid: str) -> str | None:
+    """A UID of the standard's own root; any other may hold a serial number."""
+    return uid if uid.startswith(STANDARD_ROOT) else None
 
 
 def _or_none(read: Callable[[], Value]) -> Value | None:

@@ -43,7 +43,7 @@ def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
-    """A whole number; None when it is absent or is none."""
+    """A whole number, of any size; None when it is absent or is none."""
     try:
         value = raw(dataset, keyword)
         return None if value is None else int(str(value))

@@ -35,7 +35,7 @@ class Request:
         """What `to_bytes` wrote."""
         line, _, data = message.partition(b"\n")
         head: dict[str, Any] = json.loads(line)
-        geometry = {
+        geometry: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in head["geometry"].items()
         }
         return cls(

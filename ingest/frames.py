@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ingest.errors import IngestError
 from ingest.fields import integer
 from ingest.header import UNDEFINED_LENGTH, Header, check_tail
+from ingest.spacing import check_groups
 from ingest.syntaxes import NATIVE_SYNTAXES, Codec, codec_of
 from manifests.reasons import Reason
 
@@ -68,6 +69,9 @@ def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
     if header.pixel_offset is None or header.body is None:
         raise IngestError(Reason.PIXELDATA_MISSING, "there is no pixel data element.")
     syntax = header.transfer_syntax_uid
+    if header.encoding != (syntax if syntax in NATIVE_SYNTAXES else ExplicitVRLittleEndian):
+        detail = f"the data set is in {header.encoding.keyword}, its transfer syntax says {syntax.keyword}."
+        raise IngestError(Reason.TS_MISMATCH, detail)
     start, length = _element(header.body, header.pixel_offset, syntax)
     encapsulated = length == UNDEFINED_LENGTH
     if encapsulated == (syntax in NATIVE_SYNTAXES):
@@ -76,14 +80,26 @@ def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
     if not encapsulated:
         frames = _native_frames(header.body[start:], length, layout)
         check_tail(header.body[start + length :], syntax, Reason.PIXELDATA_LENGTH_MISMATCH)
+        check_groups(header.dataset, layout.num_frames)
         return frames
-    codec = codec_of(syntax)
     value = _fragments(header.body, start)
-    frames = _group(value.fragments, value.offsets, layout.num_frames, codec)
-    for number, frame in enumerate(frames):
-        codec.check(frame, (layout.rows, layout.columns), layout.bits_allocated, number)
     check_tail(header.body[value.stop :], syntax, Reason.TRUNCATED_DATASET)
+    check_groups(header.dataset, layout.num_frames)
+    frames = _group(value.fragments, value.offsets, layout.num_frames, codec_of(syntax))
+    _check_frames(frames, layout, codec_of(syntax))
     return frames
+
+
+def _check_frames(frames: Sequence[bytes], layout: PixelFormat, codec: Codec) -> None:
+    """Every frame, whether it is needed or not; of several faults the earliest code is the file's reason."""
+    faults: list[IngestError] = []
+    for number, frame in enumerate(frames):
+        try:
+            codec.check(frame, (layout.rows, layout.columns), layout.bits_allocated, number)
+        except IngestError as fault:
+            faults.append(fault)
+    if faults:
+        raise min(faults, key=lambda fault: fault.reason.precedence)
 
 
 def _element(body: memoryview, offset: int, syntax: UID) -> tuple[int, int]:

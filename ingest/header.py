@@ -18,8 +18,10 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import VR
 
 from ingest.errors import IngestError
 from ingest.fields import integer, raw
@@ -29,7 +31,23 @@ from manifests.reasons import Reason
 
 PREAMBLE_BYTES: Final = 128
 MAGIC: Final = b"DICM"
+NATIVE_ENCODINGS: Final = (
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+"""Of data sets; all other transfer syntaxes are explicit little endian (PS3.5 section 10)."""
+FIRST_DEFLATED_BYTES: Final = 4096
+
+MAX_RATIO: Final = 50
+"""Speckle deflates to half, a scan that is mostly black to a tenth; zeros, of which bombs are made, to a thousandth."""
+SMALL_BYTES: Final = 32 * 2**20
+"""Up to here any ratio will do: so much memory is no danger."""
+TAIL_BYTES: Final = 2**20
+"""For what follows the pixels: padding, a signature."""
+
 PIXEL_TAGS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+KNOWN_VRS: Final = frozenset(vr.value.encode() for vr in VR if len(vr.value) == 2)
 UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 
 
@@ -38,13 +56,15 @@ class Header:
     """A parsed header.
 
     `body` holds the data set's bytes (inflated when deflated) if the file was read whole; `pixel_offset` is where
-    the pixel data element starts in it, None when there is none.
+    the pixel data element starts in it, None when there is none. `encoding` is how the data set is really written.
     """
 
     dataset: Dataset
     transfer_syntax_uid: UID
     has_pixel_data: bool
     pixel_offset: int | None
+    meta: Dataset = field(default_factory=Dataset)
+    encoding: UID = ExplicitVRLittleEndian
     body: memoryview | None = field(repr=False, default=None)
 
 
@@ -56,25 +76,26 @@ def read_header(window: Window, limits: Limits) -> Header:
             TRUNCATED_DATASET when the file ends inside an element.
         MoreNeededError: when the header reaches beyond an incomplete window.
     """
-    syntax = _read_meta(window)
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return _inflate_head(window, limits)
-    return _parse_body(window, syntax)
+    meta, syntax = _read_meta(window)
+    encoding = _encoding(window, syntax)
+    deflated = encoding == DeflatedExplicitVRLittleEndian
+    header = _inflate_head(window, limits) if deflated else _parse_body(window, encoding)
+    return replace(header, meta=meta, transfer_syntax_uid=syntax, encoding=encoding)
 
 
 def parse_file(data: bytes | memoryview, limits: Limits) -> Header:
     """Parse a file that was read whole; raises like `read_header`."""
     window = Window(data, limit=limits.max_header_bytes)
-    syntax = _read_meta(window)
-    body = window.rest()
-    if syntax == DeflatedExplicitVRLittleEndian:
+    meta, syntax = _read_meta(window)
+    encoding, body = _encoding(window, syntax), window.rest()
+    if encoding == DeflatedExplicitVRLittleEndian:
         body = _inflate_all(body, limits)
-    header = _parse_body(Window(body, limit=limits.max_header_bytes), syntax)
-    return replace(header, transfer_syntax_uid=syntax, body=body)
+    header = _parse_body(Window(body, limit=limits.max_header_bytes), encoding)
+    return replace(header, meta=meta, transfer_syntax_uid=syntax, encoding=encoding, body=body)
 
 
-def _read_meta(stream: Window) -> UID:
-    """Preamble and group 0002; leaves the stream at the data set. Returns the transfer syntax."""
+def _read_meta(stream: Window) -> tuple[Dataset, UID]:
+    """Preamble and group 0002, with the transfer syntax; leaves the stream at the data set."""
     if stream.at_end():
         raise IngestError(Reason.EMPTY_FILE, "the file has no bytes.")
     start = stream.read(PREAMBLE_BYTES + len(MAGIC))
@@ -89,7 +110,7 @@ def _read_meta(stream: Window) -> UID:
         raise IngestError(Reason.META_HEADER_INVALID, error.detail) from error
     if not isinstance(syntax, UID) or not syntax.is_valid:
         raise IngestError(Reason.META_HEADER_INVALID, "the file meta information has no valid TransferSyntaxUID.")
-    return syntax
+    return meta, syntax
 
 
 def _not_part10(stream: Window) -> IngestError:
@@ -106,6 +127,31 @@ def _not_part10(stream: Window) -> IngestError:
     if named:
         return IngestError(Reason.META_HEADER_INVALID, "a data set without preamble and file meta information.")
     return IngestError(Reason.NOT_DICOM, "no DICM marker, and no data set that can be parsed.")
+
+
+def _encoding(window: Window, syntax: UID) -> UID:
+    """How the data set is written: as its transfer syntax says, unless its first element plainly shows another way."""
+    declared = syntax if syntax in NATIVE_ENCODINGS else ExplicitVRLittleEndian
+    found = _encoding_of(bytes(window.rest()[:6]))
+    if found is None and declared != DeflatedExplicitVRLittleEndian:
+        return DeflatedExplicitVRLittleEndian if _inflates_to_elements(window) else declared
+    return found or declared
+
+
+def _encoding_of(first: bytes) -> UID | None:
+    """Byte order and VR of the first element, which is of group 0008; None when it is none."""
+    explicit = first[4:6] in KNOWN_VRS
+    if first[:2] == b"\x08\x00":
+        return ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    return ExplicitVRBigEndian if explicit and first[:2] == b"\x00\x08" else None
+
+
+def _inflates_to_elements(window: Window) -> bool:
+    try:
+        head = _inflate(window.rest()[:FIRST_DEFLATED_BYTES], FIRST_DEFLATED_BYTES)
+    except IngestError:
+        return False
+    return _encoding_of(head.data[:6]) == ExplicitVRLittleEndian
 
 
 def _parse_body(stream: Window, syntax: UID) -> Header:
@@ -134,12 +180,21 @@ def check_tail(tail: memoryview, syntax: UID, reason: Reason) -> None:
         return
     window = Window(tail, limit=len(tail))
     junk = IngestError(reason, f"{len(tail)} bytes behind the pixel data are no elements.")
+    if not _starts_behind_pixels(bytes(tail[:6]), syntax):
+        raise junk
     try:
         header = _parse_body(window, syntax)
     except IngestError as error:
         raise (error if error.reason is Reason.TRUNCATED_DATASET else junk) from error
     if header.has_pixel_data or not header.dataset or min(header.dataset.keys()) <= PIXEL_TAGS[-1]:
         raise junk
+
+
+def _starts_behind_pixels(first: bytes, syntax: UID) -> bool:
+    """Whether these bytes may begin an element of a higher tag than the pixels'."""
+    group, element = struct.unpack(">HH" if syntax == ExplicitVRBigEndian else "<HH", first[:4].ljust(4, b"\0"))
+    behind = group << 16 | element > PIXEL_TAGS[-1]
+    return behind and (syntax == ImplicitVRLittleEndian or first[4:6] in KNOWN_VRS)
 
 
 StopRule = Callable[[Any, str | None, int], bool]
@@ -207,7 +262,8 @@ def _inflate_head(window: Window, limits: Limits) -> Header:
 def _inflate_all(body: memoryview, limits: Limits) -> memoryview:
     """Inflate to the size that the header declares, and a little more for what follows the pixels."""
     header = _inflate_head(Window(body, limit=limits.max_header_bytes), limits)
-    limit = min(_declared_bytes(header.dataset), limits.max_voxels) + limits.max_header_bytes
+    plausible = max(SMALL_BYTES, MAX_RATIO * len(body))
+    limit = (header.pixel_offset or 0) + min(_declared_bytes(header.dataset), plausible) + TAIL_BYTES
     inflated = _inflate(body, limit)
     if not inflated.ended and len(inflated.data) >= limit:
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"the deflated data set inflates to over {limit} bytes.")

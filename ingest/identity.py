@@ -17,13 +17,30 @@ from manifests.reasons import Reason
 from shards.schema import Device, Laterality
 
 FILE_NAME: Final = re.compile(
-    r"(?P<participant>\d{3,8})_(?P<protocol>[a-z0-9_]+?)_(?P<laterality>[lr])_(?P<uid>\d[\d.]*)(\.dcm|\.dicom)?",
-    re.IGNORECASE,
+    r"(?P<participant>[0-9]{3,8})_(?P<protocol>.+?)_(?P<laterality>[lr])_(?P<uid>[0-9][0-9.]*)(\.dcm|\.dicom)?",
+    re.IGNORECASE | re.DOTALL,
 )
-PARTICIPANT: Final = re.compile(r"\d{3,8}")
+PARTICIPANT: Final = re.compile(r"[0-9]{3,8}")
 UID: Final = re.compile(r"[0-9.]{1,64}")
-REGION: Final = re.compile(r"(Macula|Optic Disc|Wide Field)(, \d+ x \d+( degrees)?)?")
+REGION: Final = re.compile(r"(Macula|Optic Disc|Wide Field)(, [0-9]{1,2} x [0-9]{1,2}( degrees)?)?")
 REPEATED_SUFFIX: Final = re.compile(r"(_octa?)(_octa?)+$")
+
+PROTOCOL_WORDS: Final = frozenset({
+    # devices
+    "spectralis", "heidelberg", "maestro", "maestro2", "topcon", "triton", "cirrus", "zeiss",
+    # where
+    "mac", "macula", "macular", "fovea", "foveal", "onh", "optic", "nerve", "head", "disc", "disk", "retina", "retinal",
+    "posterior", "pole", "ppol", "wide", "widefield", "wf", "uwf", "glaucoma", "gmpe", "rnfl", "gcc", "gcl", "choroid",
+    # how
+    "oct", "octa", "angio", "angiography", "structural", "structure", "bscan", "scan", "volume", "vol", "cube", "dense",
+    "raster", "radial", "star", "circle", "circular", "rc", "ring", "line", "lines", "cross", "single", "multi", "hd",
+    "hr", "hs", "sd", "ss", "edi", "high", "low", "res", "resolution", "speed", "fast", "mm", "deg", "degrees",
+})  # fmt: skip
+PROTOCOL_PATTERN: Final = re.compile(
+    r"([1-9][0-9]{0,2}|1024|1536)x([1-9][0-9]{0,2}|1024|1536)(mm|deg)?|[23]d|[1-9][0-9]?lines?"
+)
+"""Sizes (20x20, 512x128, 6x6mm), 3d, 5line: too short and too few digits for a date, a serial number or a phone."""
+UNKNOWN: Final = "unknown"
 
 DEVICE_WORDS: Final[tuple[tuple[str, Device], ...]] = (
     ("spectralis", "heidelberg_spectralis"),
@@ -32,6 +49,9 @@ DEVICE_WORDS: Final[tuple[tuple[str, Device], ...]] = (
     ("triton", "topcon_triton"),
     ("cirrus", "zeiss_cirrus"),
 )
+MAKERS: Final = ("heidelberg", "topcon", "zeiss")
+"""The first words of our device names, and words of Manufacturer."""
+
 MODELS: Final = ("Spectralis", "3DOCT-1Maestro2", "Maestro2", "Triton plus", "Triton", "Cirrus")
 """The model names that may leave: header text itself never does."""
 
@@ -61,15 +81,25 @@ def path_identity(path: str) -> PathIdentity:
     named = match["participant"] if match else None
     if parent and named and parent != named:
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "folder and file name give different participants.")
-    protocol = REPEATED_SUFFIX.sub(r"\1", match["protocol"].lower()) if match else None
+    protocol = known_protocol(match["protocol"]) if match else None
     by_folder = next((device for folder in reversed(folders) if (device := _device(folder))), None)
-    by_name = _device(protocol or "")
+    by_name = _device(match["protocol"]) if match else None
     if by_folder and by_name and by_folder != by_name:
         raise IngestError(Reason.DEVICE_PATH_MISMATCH, "folder and file name give different devices.")
     laterality = cast("Laterality", match["laterality"].upper()) if match else None
     return PathIdentity(
         participant_id=parent or named, device=by_folder or by_name, protocol=protocol, laterality=laterality
     )
+
+
+def known_protocol(words: str) -> str:
+    """What a protocol's name may say in a key and in `meta.json`: words of scanning, and nothing else.
+
+    Names drift between releases and sites, so that a list of whole names would lose good scans; but a name is typed
+    by people, and what is not a word of scanning may be a name or a date.
+    """
+    kept = [word for word in words.lower().split("_") if word in PROTOCOL_WORDS or PROTOCOL_PATTERN.fullmatch(word)]
+    return REPEATED_SUFFIX.sub(r"\1", "_".join(kept)) or UNKNOWN
 
 
 def _device(words: str) -> Device | None:
@@ -98,24 +128,34 @@ def identify(dataset: Dataset, path: str, manifest: ManifestRow | None) -> Ident
             META_HEADER_INVALID without a SOP Instance UID.
     """
     by_path = path_identity(path)
-    participant_id = _participant(dataset, by_path)
-    device = _agreed_device(dataset, by_path)
-    laterality = _laterality(dataset, by_path)
-    uid = text(dataset, "SOPInstanceUID") or ""
-    if not UID.fullmatch(uid):
-        raise IngestError(Reason.META_HEADER_INVALID, "there is no valid SOPInstanceUID.")
+    participant_id = agreed_participant(dataset, by_path)
+    device = agreed_device(dataset, by_path)
+    laterality = agreed_laterality(dataset, by_path)
     return Identity(
         participant_id=participant_id,
         device=device,
-        manufacturer_model=model_name(dataset) or "unknown",
-        protocol=by_path.protocol or "unknown",
+        manufacturer_model=model_name(dataset) or UNKNOWN,
+        protocol=by_path.protocol or UNKNOWN,
         anatomic_region=anatomic_region(by_path.protocol, manifest),
         laterality=laterality,
-        sop_instance_uid=uid,
+        sop_instance_uid=check_uid(dataset),
     )
 
 
-def _participant(dataset: Dataset, by_path: PathIdentity) -> str:
+def check_uid(dataset: Dataset) -> str:
+    """The SOP Instance UID.
+
+    Raises:
+        IngestError: META_HEADER_INVALID without a valid one.
+    """
+    uid = text(dataset, "SOPInstanceUID") or ""
+    if not UID.fullmatch(uid):
+        raise IngestError(Reason.META_HEADER_INVALID, "there is no valid SOPInstanceUID.")
+    return uid
+
+
+def agreed_participant(dataset: Dataset, by_path: PathIdentity) -> str:
+    """PatientID, which must be the participant of the path; raises PARTICIPANT_PATH_MISMATCH."""
     by_header = text(dataset, "PatientID")
     if not by_header or not PARTICIPANT.fullmatch(by_header):
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "PatientID is missing or is not a participant number.")
@@ -124,17 +164,21 @@ def _participant(dataset: Dataset, by_path: PathIdentity) -> str:
     return by_header
 
 
-def _agreed_device(dataset: Dataset, by_path: PathIdentity) -> Device:
+def agreed_device(dataset: Dataset, by_path: PathIdentity) -> Device:
+    """The device of model and maker, which must be that of the path; raises DEVICE_PATH_MISMATCH."""
     words = " ".join(texts(dataset, "ManufacturerModelName") + texts(dataset, "Manufacturer"))
     by_header = _device(words)
     if by_header is None:
         raise IngestError(Reason.DEVICE_PATH_MISMATCH, "the header names no device that fovea knows.")
+    maker = next((maker for maker in MAKERS if maker in words.lower()), None)
+    if maker and not by_header.startswith(maker):
+        raise IngestError(Reason.DEVICE_PATH_MISMATCH, f"the header names {by_header}, and {maker} as its maker.")
     if by_path.device not in {None, by_header}:
         raise IngestError(Reason.DEVICE_PATH_MISMATCH, f"the path says {by_path.device}, the header {by_header}.")
     return by_header
 
 
-def _laterality(dataset: Dataset, by_path: PathIdentity) -> Laterality:
+def agreed_laterality(dataset: Dataset, by_path: PathIdentity) -> Laterality:
     """ImageLaterality and every FrameLaterality (PS3.3 C.8.17.7, C.7.6.16.2.8)."""
     found = {word for keyword in ("ImageLaterality", "Laterality") if (word := text(dataset, keyword))}
     for _, _, item in groups(dataset, "FrameAnatomySequence"):

@@ -6,10 +6,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import fsspec
 
@@ -22,7 +22,19 @@ MANIFEST_NAME: Final = "manifest.tsv"
 PARTICIPANTS_NAME: Final = "participants.tsv"
 COHORT_ROOT: Final = "retinal_oct/"
 READ_BLOCK_BYTES: Final = 2**20
-MEMBER: Final = re.compile(r"(.+?\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
+UNSAFE_MEMBER: Final = "its archive is unsafe."
+MEMBER_MARK: Final = re.compile(r"(?<=[^/]\.zip)!", re.IGNORECASE)
+MEMBER: Final = re.compile(r"(.*?[^/]\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
+"""File names may hold `.zip!` too: the mark is where a member's name may begin, and this takes the first."""
+NO_SUCH_FILE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+COUNTED_EXTENSIONS: Final = frozenset({
+    ".7z", ".bak", ".bmp", ".bz2", ".csv", ".doc", ".docx", ".e2e", ".fda", ".fds", ".gif", ".gz", ".htm", ".html",
+    ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".md5", ".mp4", ".nii", ".npy", ".npz", ".nrrd", ".parquet",
+    ".part", ".pdf", ".png", ".rar", ".raw", ".sha256", ".svg", ".tar", ".tgz", ".tif", ".tiff", ".tmp", ".tsv",
+    ".txt", ".vol", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zst",
+})  # fmt: skip
+"""Others are counted together: what stands behind the last dot of a name may be part of a person's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +72,21 @@ def discover(source: str) -> Discovery:
         SourceError: if SOURCE cannot be listed, or a manifest cannot be read as a table.
     """
     sizes = list_files(source)
-    archives = {path: size for path, size in sizes.items() if _extension(path) == ".zip"}
     found = {path: size for path, size in sizes.items() if is_candidate(path)}
-    settled: list[Settled] = []
-    for path, size in archives.items():
-        members, row = _open_archive(source, path, size)
-        found.update(members)
-        settled.append(row)
+    settled: dict[str, Settled] = {}
+    for path in sorted(path for path in sizes if _extension(path) == ".zip"):
+        members, rows = _open_archive(source, path, sizes[path], known=found.keys() | settled.keys())
+        settled.update((row.path, row) for row in rows)
+        found = {path: size for path, size in (found | members).items() if path not in settled}
     listed = _read_manifests(source, [path for path in sizes if PurePosixPath(path).name == MANIFEST_NAME])
-    rows, missing = _join(found, listed)
-    settled += [
-        Settled(path=path, bytes=None, reason=Reason.FILE_MISSING, detail="listed in manifest.tsv, not found.")
-        for path in missing
-    ]
-    entries = tuple(Entry(path=path, bytes=size, manifest=rows.get(path)) for path, size in sorted(found.items()))
-    others = Counter(_extension(path) for path in sizes if path not in archives and not is_candidate(path))
-    return Discovery(entries=entries, settled=tuple(settled), other_files=dict(sorted(others.items())))
+    manifests, missing = _join([*found, *settled], listed)
+    for path in missing - sizes.keys() - found.keys() - settled.keys():
+        detail = "listed in manifest.tsv, not found."
+        settled[path] = Settled(path=path, bytes=None, reason=Reason.FILE_MISSING, detail=detail)
+    entries = tuple(Entry(path=path, bytes=size, manifest=manifests.get(path)) for path, size in sorted(found.items()))
+    others = Counter(_counted_as(path) for path in sizes if path not in found and path not in settled)
+    rows = [row for _, row in sorted(settled.items())]
+    return Discovery(entries=entries, settled=tuple(rows), other_files=dict(sorted(others.items())))
 
 
 def list_files(source: str) -> dict[str, int]:
@@ -90,7 +101,7 @@ def list_files(source: str) -> dict[str, int]:
             raise SourceError(f"SOURCE {source} is not a folder: give the folder that holds retinal_oct/.")
         found = fs.find(root, detail=True)
     except (OSError, ValueError, ImportError) as error:
-        raise SourceError(f"SOURCE {source} cannot be listed: {error}.") from error
+        raise SourceError(f"SOURCE {source} cannot be listed: {_without_path(error)}.") from error
     prefix = root.rstrip("/") + "/"
     return {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
 
@@ -123,19 +134,69 @@ def find_candidate(source: str, known: Collection[str] = ()) -> str | None:
 
 
 def _extension(path: str) -> str:
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = PurePosixPath(path).suffix.lower().strip()  # a copied name may end in a space
     return "" if suffix[1:].isdigit() else suffix
 
 
-def _open_archive(source: str, path: str, size: int) -> tuple[dict[str, int], Settled]:
+def _counted_as(path: str) -> str:
+    extension = _extension(path)
+    return extension if not extension or extension in COUNTED_EXTENSIONS else "other"
+
+
+def _open_archive(source: str, path: str, size: int, known: Collection[str]) -> tuple[dict[str, int], list[Settled]]:
+    """The members to ingest, and the rows that are settled: the archive's, and those of members if it is unsafe."""
+    if size == 0:
+        return {}, [Settled(path=path, bytes=0, reason=Reason.EMPTY_FILE, detail="the file has no bytes.")]
     try:
-        with open_source(source, path) as stream:
-            members = list_members(stream)
+        with _open_file(source, path) as stream:
+            listing = list_members(stream)
     except IngestError as error:
-        return {}, Settled(path=path, bytes=size, reason=error.reason, detail=error.detail)
-    taken = {f"{path}!{member.name}": member.bytes for member in members if is_candidate(member.name)}
-    detail = f"an archive of {len(members)} files, {len(taken)} of them taken as DICOM."
-    return taken, Settled(path=path, bytes=size, reason=Reason.OUTSIDE_FILTER, detail=detail)
+        return {}, [Settled(path=path, bytes=size, reason=error.reason, detail=error.detail)]
+    taken = {f"{path}!{member.name}": member.bytes for member in listing.members if is_candidate(member.name)}
+    clashes = taken.keys() & known
+    unsafe = listing.unsafe or (f"{len(clashes)} members have the path of another file." if clashes else None)
+    if unsafe:
+        rows = [Settled(path=one, bytes=None, reason=Reason.ZIP_UNSAFE, detail=UNSAFE_MEMBER) for one in sorted(taken)]
+        return {}, [Settled(path=path, bytes=size, reason=Reason.ZIP_UNSAFE, detail=unsafe), *rows]
+    detail = f"an archive of {len(listing.members)} files, {len(taken)} of them taken as DICOM."
+    return taken, [Settled(path=path, bytes=size, reason=Reason.OUTSIDE_FILTER, detail=detail)]
+
+
+@contextmanager
+def _open_file(source: str, path: str) -> Iterator[BinaryIO]:
+    """A file of SOURCE itself, whatever its name; raises IO_UNREADABLE like `open_source`."""
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        stream = fs.open(f"{root.rstrip('/')}/{path}", "rb", block_size=READ_BLOCK_BYTES)
+    except Exception as error:  # every store's client has exceptions of its own
+        raise _unreadable(error) from error
+    with stream:
+        yield cast("BinaryIO", _Stored(stream))
+
+
+def _unreadable(error: Exception) -> IngestError:
+    return IngestError(Reason.IO_UNREADABLE, f"the store answered {type(error).__name__}.")
+
+
+class _Stored:
+    """A stream whose failed reads are the store's fault, whatever exception its client has for them."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except Exception as error:
+            raise _unreadable(error) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _outer_and_member(path: str) -> list[tuple[str, str]]:
+    """Every way to read a path as that of a member."""
+    return [(path[: mark.start()], path[mark.end() :]) for mark in MEMBER_MARK.finditer(path)]
 
 
 @contextmanager
@@ -145,18 +206,18 @@ def open_source(source: str, path: str) -> Iterator[BinaryIO]:
     Raises:
         IngestError: IO_UNREADABLE when the store does not give the bytes; ZIP_INVALID_OR_TRUNCATED.
     """
-    match = MEMBER.fullmatch(path)
-    outer, member = match.groups() if match else (path, None)
-    try:
-        fs, root = fsspec.core.url_to_fs(source)
-        with fs.open(f"{root.rstrip('/')}/{outer}", "rb", block_size=READ_BLOCK_BYTES) as stream:
-            if not member:
-                yield stream
-                return
-            with open_member(stream, member) as inner:
-                yield inner
-    except OSError as error:
-        raise IngestError(Reason.IO_UNREADABLE, f"the store answered {type(error).__name__}.") from error
+    for outer, member in _outer_and_member(path):
+        with ExitStack() as stack:
+            try:
+                stream = stack.enter_context(_open_file(source, outer))
+            except IngestError as error:
+                if isinstance(error.__cause__, NO_SUCH_FILE):
+                    continue
+                raise
+            yield stack.enter_context(open_member(stream, member))
+            return
+    with _open_file(source, path) as stream:
+        yield stream
 
 
 def read_source(source: str, path: str) -> bytes:
@@ -175,7 +236,7 @@ def read_source_file(url: str) -> bytes:
         fs, path = fsspec.core.url_to_fs(url)
         data: bytes = fs.cat_file(path)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{url} cannot be read: {error}.") from error
+        raise SourceError(f"{url} cannot be read: {_without_path(error)}.") from error
     return data
 
 
@@ -200,20 +261,29 @@ def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, Manif
     """Canonical path -> (path where the file should lie, its row) of every manifest found."""
     listed: dict[str, tuple[str, ManifestRow]] = {}
     for path in sorted(paths):
-        try:
-            text = read_source(source, path).decode("utf-8-sig")
-        except (IngestError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-        if "filepath" not in (rows.fieldnames or ()):
-            raise SourceError(f"{path} has no column filepath: it is no AI-READI manifest.")
         base = str(PurePosixPath(path).parent).removesuffix("retinal_oct")
-        for row in rows:
-            relative = (row["filepath"] or "").strip().lstrip("/")
-            if relative:
+        for row in _manifest_lines(source, path):
+            relative = str(PurePosixPath((row["filepath"] or "").strip().lstrip("/")))
+            if relative != ".":
                 home = str(PurePosixPath(base) / relative)
                 listed[_canonical(relative)] = (home if COHORT_ROOT in home else relative, _manifest_row(row))
     return listed
+
+
+def _manifest_lines(source: str, path: str) -> list[dict[str, Any]]:
+    try:
+        text = read_source(source, path).decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+        if "filepath" not in (rows.fieldnames or ()):
+            raise SourceError(f"{path} has no column filepath: it is no AI-READI manifest.")
+        return list(rows)
+    except (IngestError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} cannot be read as a table in UTF-8: {error}.") from error
+
+
+def _without_path(error: Exception) -> str:
+    """What an error says; the system's own would name a file of SOURCE."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _manifest_row(row: dict[str, Any]) -> ManifestRow:
@@ -230,16 +300,16 @@ def _canonical(path: str) -> str:
 
 
 def _join(
-    found: Mapping[str, int], listed: Mapping[str, tuple[str, ManifestRow]]
-) -> tuple[dict[str, ManifestRow], list[str]]:
+    paths: Collection[str], listed: Mapping[str, tuple[str, ManifestRow]]
+) -> tuple[dict[str, ManifestRow], set[str]]:
     """Manifest rows by path, and listed paths without a file. In an archive, names identify: they hold the UID."""
-    by_path = {_canonical(path): path for path in found}
-    in_archives = {PurePosixPath(path).name.rpartition("!")[2]: path for path in found if MEMBER.fullmatch(path)}
-    rows, missing = {}, []
+    by_path = {_canonical(path): path for path in paths}
+    in_archives = {PurePosixPath(match[2]).name: match[0] for path in paths if (match := MEMBER.fullmatch(path))}
+    rows, missing = {}, set()
     for canonical, (home, row) in listed.items():
         path = by_path.get(canonical) or in_archives.get(PurePosixPath(canonical).name)
         if path is None:
-            missing.append(home)
+            missing.add(home)
         else:
             rows[path] = row
     return rows, missing

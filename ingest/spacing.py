@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
 from ingest.fields import first_item, groups, integer, items, numbers
-from ingest.raster import Line, check_parallel, frame_lines, plane_lines
+from ingest.raster import Line, check_aligned, check_parallel, frame_lines, plane_lines
 from ingest.record import Identity, ScanGeometry
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
@@ -46,12 +46,13 @@ def scan_geometry(dataset: Dataset, num_frames: int, identity: Identity, manifes
     """Positions and spacing of a raster scan.
 
     Raises:
-        IngestError: SPACING_MISSING, SPACING_INVALID, SPACING_INCONSISTENT, NOT_RASTER, POSITIONS_NONMONOTONE,
-            or NFRAMES_MISMATCH when the functional groups are not as many as the frames.
+        IngestError: SPACING_MISSING, SPACING_INVALID, SPACING_INCONSISTENT, NOT_RASTER or POSITIONS_NONMONOTONE;
+            NFRAMES_MISMATCH when there are too few per-frame groups to say any of it. (That they are not as many as
+            the frames is for whoever reads the pixels: `check_groups`.)
     """
-    num_groups = len(items(dataset, "PerFrameFunctionalGroupsSequence"))
-    if num_groups not in {0, num_frames}:
-        raise IngestError(Reason.NFRAMES_MISMATCH, f"{num_groups} per-frame groups for {num_frames} frames.")
+    declared, num_frames = num_frames, num_described(dataset, num_frames)
+    if num_frames < 2:
+        check_groups(dataset, num_frames + 1)
     source, spacings = _pixel_spacing(dataset, num_frames, manifest)
     for axis, limits, name in ((0, AXIAL_LIMITS_MM, "axial"), (1, LATERAL_LIMITS_MM, "lateral")):
         _check_limits(spacings[:, axis], limits, name)
@@ -61,11 +62,29 @@ def scan_geometry(dataset: Dataset, num_frames: int, identity: Identity, manifes
     _check_equal(spacings)
     axial, lateral = (float(value) for value in np.median(spacings, axis=0))
     columns = integer(dataset, "Columns") or 0
+    check_aligned(planes, columns * lateral)
+    check_aligned(locations, float(np.median([line.length for line in locations or ()] or [0.0])))
     positions, bscan_source = _positions(planes, locations, (columns, lateral))
     if positions is None:
-        step, bscan_source = _step(dataset, num_frames, identity, (columns, lateral), manifest)
+        step, bscan_source = _step(dataset, declared, identity, (columns, lateral), manifest)
         positions = _stack_order(dataset, num_frames) * step
     return _ordered(positions, spacings, (axial, lateral), f"pixels={source};bscans={bscan_source}")
+
+
+def num_described(dataset: Dataset, num_frames: int) -> int:
+    """The frames of which per-frame groups can speak: all, unless there are fewer groups."""
+    return min(num_frames, len(items(dataset, "PerFrameFunctionalGroupsSequence")) or num_frames)
+
+
+def check_groups(dataset: Dataset, num_frames: int) -> None:
+    """One per-frame group for each frame, or none at all (PS3.3 C.7.6.16).
+
+    Raises:
+        IngestError: NFRAMES_MISMATCH.
+    """
+    num_groups = len(items(dataset, "PerFrameFunctionalGroupsSequence"))
+    if num_groups not in {0, num_frames}:
+        raise IngestError(Reason.NFRAMES_MISMATCH, f"{num_groups} per-frame groups for {num_frames} frames.")
 
 
 def _pixel_spacing(dataset: Dataset, num_frames: int, manifest: ManifestRow | None) -> tuple[str, Floats]:
@@ -132,6 +151,8 @@ def _positions(
         along = along * (width[0] * width[1] / length if length else 0.0)
         if np.ptp(along) > 0:
             return along, name
+    if planes or locations:
+        raise IngestError(Reason.POSITIONS_NONMONOTONE, "all B-scans have one position.")
     return None, ""
 
 

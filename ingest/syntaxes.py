@@ -34,10 +34,10 @@ from pydicom.uid import (
 from ingest.codestream import (
     END_OF_IMAGE,
     J2K_START,
-    JP2_START,
     JPEG_START,
     IncompleteError,
     Shape2,
+    family_of,
     has_end,
     j2k_shape,
     jpeg_shape,
@@ -132,7 +132,7 @@ class Codec:
             if marker and marker not in self.start_of_frame:
                 raise IngestError(Reason.TS_MISMATCH, f"frame {number} is another JPEG process (SOF {marker:#x}).")
             return
-        family = next((name for start, name in FAMILIES if frame.startswith(start)), None)
+        family = family_of(frame)
         if family and not (self.start == J2K_START and family == "JP2"):
             raise IngestError(Reason.TS_MISMATCH, f"frame {number} is {family}, not what the header declares.")
         if self.start == J2K_START and not family:
@@ -142,8 +142,8 @@ class Codec:
 
     def _check_unmarked(self, frame: bytes, shape: Shape2, bits_allocated: int, number: int) -> None:
         """RLE has no markers and declares no size: a frame is whole when it unpacks to every pixel."""
-        family = next((name for start, name in FAMILIES if frame.startswith(start)), None)
-        if family:
+        family = family_of(frame)
+        if family not in {"RLE", None}:
             raise IngestError(Reason.TS_MISMATCH, f"frame {number} is {family}, not what the header declares.")
         try:
             self.decode(frame, shape, bits_allocated)
@@ -151,9 +151,6 @@ class Codec:
             raise IngestError(Reason.FRAME_INCOMPLETE, f"frame {number}: {error}.") from error
         except (struct.error, ValueError, RuntimeError) as error:
             raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} cannot be unpacked.") from error
-
-
-FAMILIES: Final = ((J2K_START, "JPEG 2000"), (JP2_START, "JP2"), (JPEG_START, "JPEG"))
 
 
 def _decode_rle(frame: bytes, shape: Shape2, bits_allocated: int) -> Pixels:

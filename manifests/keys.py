@@ -7,14 +7,23 @@ from typing import Final
 
 from shards.schema import Device, Laterality, Split
 
-DEFAULT_HASH_KEY: Final = b"fovea-1"
-"""Used when no key is given. It is public: it shortens UIDs, it does not hide them from somebody who has the list."""
+PUBLIC_HASH_KEY: Final = b"fovea-1"
+"""What the key of a dataset is derived from when none is given. Whoever has the list of UIDs can repeat the hashes."""
 
 HASH_DIGITS: Final = 10
 """40 bits: among the few volumes that share the rest of a key, two never meet by chance."""
 
 SPLIT_TRAIN: Final = 0.70
 SPLIT_VAL: Final = 0.15
+
+
+def default_hash_key(labels_sha256: str | None) -> bytes:
+    """The key of a dataset that was given none: another cohort has other digests, another geometry the same ones.
+
+    Args:
+        labels_sha256: of the cohort's participants.tsv; None without one.
+    """
+    return hmac.new(PUBLIC_HASH_KEY, (labels_sha256 or "").encode(), hashlib.sha256).digest()
 
 
 def keyed_hash(text: str, hash_key: bytes) -> str:

@@ -46,8 +46,8 @@ figcaption { color: var(--soft); font-size: .88rem; }
 
 
 def text(value: object) -> Html:
-    """Any value as inert text."""
-    return Html(html.escape(str(value)))
+    """Any value as inert text; lone surrogates (undecodable file names) have no UTF-8 form and are spelled."""
+    return Html(html.escape(str(value).encode("utf-8", "backslashreplace").decode()))
 
 
 def join(parts: Iterable[Html]) -> Html:

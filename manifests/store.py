@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from manifests.rows import SourceRow
 from shards.schema import SampleRow, ShardRow
 
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet would run a cell that starts so (OWASP, CSV injection)."""
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet would run a cell that starts so (OWASP, CSV injection); the last four are the full-width forms."""
+INERT_MARK: Final = "'"
+"""Put before such a cell, and before a cell that starts with it: take one off and the text is back."""
 
 COPY_BLOCK_BYTES: Final = 4 * 2**20
 
@@ -48,33 +50,39 @@ def csv_bytes(row_type: type, rows: Iterable[Any]) -> bytes:
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in columns])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        writer.writerow([cell(getattr(row, name)) for name in columns])
+    return text.getvalue().encode()
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as `read_csv` gives it back."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        clean = value.replace("\x00", "\\x00")
-        return f"'{clean}" if clean.startswith(FORMULA_STARTS) else clean
-    return repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    clean = _spelled(value).replace("\x00", "\\x00")
+    runs = clean.lstrip(" ").startswith(FORMULA_STARTS)
+    return f"{INERT_MARK}{clean}" if runs or clean.startswith(INERT_MARK) else clean
+
+
+def _spelled(text: str) -> str:
+    """Lone surrogates (undecodable file names) have no UTF-8 form."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def parquet_bytes(row_type: type, rows: Sequence[Any]) -> bytes:
     """The same rows with typed columns; None is null."""
     columns = columns_of(row_type)
     arrays = [
-        pa.array([_text(getattr(row, name)) for row in rows], _ARROW_TYPES[kind]) for name, kind in columns.items()
+        pa.array([_typed(getattr(row, name)) for row in rows], _ARROW_TYPES[kind]) for name, kind in columns.items()
     ]
     sink = io.BytesIO()
     pq.write_table(pa.table(arrays, names=list(columns)), sink, compression="zstd")
     return sink.getvalue()
 
 
-def _text(value: Any) -> Any:
-    """Lone surrogates (undecodable file names) have no UTF-8 form: spell them."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _typed(value: Any) -> Any:
+    return _spelled(value) if isinstance(value, str) else value
 
 
 def read_csv(data: bytes) -> list[dict[str, str]]:

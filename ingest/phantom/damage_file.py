@@ -136,9 +136,9 @@ def _zip_cut(case: Case, reason: str) -> Outcome:
 
 def _zip_climbs(case: Case, reason: str) -> Outcome:
     """An archive whose member would be written outside the folder it is unpacked in."""
-    archive = case.sibling(".zip")
-    payload = _zip_of(f"../{PurePosixPath(case.path).name}", case.encode())
-    return Outcome(files=((archive, payload),), truth=((archive, reason),), manifest=None)
+    archive, member = case.sibling(".zip"), f"../{PurePosixPath(case.path).name}"
+    truth = ((archive, reason), (f"{archive}!{member}", reason))
+    return Outcome(files=((archive, _zip_of(member, case.encode())),), truth=truth, manifest=None)
 
 
 FILE_WAYS: Final = (

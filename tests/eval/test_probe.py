@@ -23,6 +23,7 @@ from fovea.probe import command
 from manifests.audit import AuditReport, SplitCount
 from manifests.cohort import STUDY_GROUPS, read_participants
 from manifests.errors import JoinError
+from manifests.offenders import worst_offenders
 
 EVIL = "<img src=x onerror=alert(1)>"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -146,6 +147,7 @@ def audit_report(url: str) -> AuditReport:
         other_files={EVIL: 1},
         num_shards=1,
         problems=(),
+        offenders=worst_offenders(()),
     )
 
 

@@ -164,7 +164,7 @@ def test_a_failed_check_stops_only_what_needs_it(scan: Any, guard: Guard, at_han
     ]
     assert said.reason == failed[0][1]
     not_reached = [one.check for one in said.findings if one.outcome == NOT_REACHED]
-    assert not_reached == ["SOP instance UID", "positions", "agreement", "grid", "duplicates"]
+    assert not_reached == ["identity", "positions", "agreement", "grid", "duplicates"]
 
 
 def test_a_field_of_view_of_another_protocol_is_a_warning(

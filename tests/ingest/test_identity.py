@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
-from ingest.identity import anatomic_region, check_image_kind, identify, path_identity
+from ingest.identity import (
+    PROTOCOL_PATTERN,
+    PROTOCOL_WORDS,
+    UNKNOWN,
+    anatomic_region,
+    check_image_kind,
+    identify,
+    known_protocol,
+    path_identity,
+)
+from ingest.phantom.protocols import PROTOCOLS
 from ingest.record import Identity
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
@@ -55,6 +65,55 @@ def test_protocol_is_what_stands_between_id_and_laterality(path: str, protocol: 
     found = path_identity(path)
     assert found.protocol == protocol
     assert found.device is not None
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_of_the_cohort_keeps_its_name(name: str) -> None:
+    assert known_protocol(name) == name
+    assert known_protocol(name.upper()) == name
+    assert known_protocol(f"{name}_{name.rpartition('_')[2]}") == name
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("jane_doe_mac_oct", "mac_oct"),
+        ("cirrus_512x128_macular_cube_oct", "cirrus_512x128_macular_cube_oct"),
+        ("hd_21line_raster", "hd_21line_raster"),
+        ("spectralis_glaucoma_wide_volume_3d", "spectralis_glaucoma_wide_volume_3d"),
+        ("mac_19850312_oct", "mac_oct"),
+        ("mac_1985x0312_oct", "mac_oct"),
+        ("mac_2024x1231", "mac"),
+        ("serial887654_triton", "triton"),
+        ("macjane", "unknown"),
+        ("maculaé_oct", "oct"),
+        ("maestro2 3d", "unknown"),
+        ("<b>", "unknown"),
+        ("=1+1", "unknown"),
+        ("", "unknown"),
+        ("___", "unknown"),
+    ],
+)
+def test_words_that_are_not_of_scanning_are_dropped_from_a_protocol(words: str, kept: str) -> None:
+    assert known_protocol(words) == kept
+
+
+@given(st.text())
+def test_nothing_but_known_words_comes_out_of_a_name(text: str) -> None:
+    kept = known_protocol(text)
+    assert known_protocol(kept) == kept
+    assert all(
+        word in PROTOCOL_WORDS or PROTOCOL_PATTERN.fullmatch(word) for word in kept.split("_") if kept != UNKNOWN
+    )
+
+
+def test_a_name_with_other_words_still_says_who_and_which_eye() -> None:
+    found = path_identity("zeiss_cirrus/4001/4001_Jane Doe, 12 März_mac_oct_r_1.2.dcm")
+    assert (found.participant_id, found.protocol, found.laterality) == ("4001", "mac_oct", "R")
+
+
+def test_digits_of_other_scripts_are_no_participant() -> None:
+    assert path_identity("٤١٢٣/٤١٢٣_mac_oct_l_1.2.dcm").participant_id is None
 
 
 def test_a_path_that_says_nothing_says_nothing() -> None:
@@ -104,4 +163,5 @@ def test_en_face_and_flow_are_known_by_image_type_not_by_name(scan: Any) -> None
 def test_region_is_the_manifests_if_it_is_a_known_one() -> None:
     assert anatomic_region("maestro2_macula_6x6_octa", ManifestRow(anatomic_region="Macula, 6 x 6")) == "Macula, 6 x 6"
     assert anatomic_region("cirrus_disc_oct", ManifestRow(anatomic_region="Jane Doe")) == "Optic Disc"
+    assert anatomic_region("cirrus_mac_oct", ManifestRow(anatomic_region="Macula, 1985 x 0312")) == "Macula"
     assert anatomic_region("maestro2_3d_wide_oct", None) == "Wide Field"

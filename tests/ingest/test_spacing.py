@@ -13,7 +13,7 @@ from ingest.errors import IngestError
 from ingest.identity import identify
 from ingest.phantom.protocols import PROTOCOLS, true_spacing_mm
 from ingest.record import ScanGeometry
-from ingest.spacing import scan_geometry
+from ingest.spacing import check_groups, scan_geometry
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
 
@@ -217,4 +217,7 @@ def test_repeated_position_and_wide_gap_are_refused_and_a_small_gap_is_not(scan:
 
 
 def test_groups_for_other_frames_are_refused(scan: Any) -> None:
-    assert refusal(scan(PLANES), lambda d: frames(d).pop()) is Reason.NFRAMES_MISMATCH
+    with pytest.raises(IngestError) as caught:
+        check_groups(scan(PLANES).dataset(), len(scan(PLANES).volume) + 1)
+    assert caught.value.reason is Reason.NFRAMES_MISMATCH
+    assert refusal(scan(PLANES), lambda d: frames(d).__delitem__(slice(1, None))) is Reason.NFRAMES_MISMATCH

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.cohort import Participant
-from manifests.keys import DEFAULT_HASH_KEY, hashed_split
+from manifests.keys import default_hash_key, hashed_split, sample_key
 from manifests.plan import FileRef, ShardPlan, cut_shards, make_element, plan
 from shards.schema import DEVICES
+
+HASH_KEY = default_hash_key(None)
 
 files = st.builds(
     FileRef,
@@ -29,7 +31,7 @@ cohort = {
 
 
 def _plan(inputs: list[FileRef]) -> list[ShardPlan]:
-    return plan(inputs, cohort, hash_key=DEFAULT_HASH_KEY, samples_per_shard=4)
+    return plan(inputs, cohort, hash_key=HASH_KEY, samples_per_shard=4)
 
 
 @given(st.lists(files, max_size=40, unique_by=lambda file: file.path), st.randoms(use_true_random=False))
@@ -74,10 +76,10 @@ def test_recommended_split_wins_and_else_a_participant_has_one_split() -> None:
     ]
     splits: dict[str, set[str]] = {}
     for file in inputs:
-        element = make_element([file], cohort, DEFAULT_HASH_KEY)
+        element = make_element([file], cohort, HASH_KEY)
         splits.setdefault(file.participant_id, set()).add(element.split)
     assert splits["4002"] == {"test"}
-    assert splits["1001"] == {hashed_split("1001", DEFAULT_HASH_KEY)}
+    assert splits["1001"] == {hashed_split("1001", HASH_KEY)}
     assert all(len(found) == 1 for found in splits.values())
 
 
@@ -101,7 +103,7 @@ def test_no_volume_of_a_participant_overwrites_another() -> None:
         )
         for number in range(24)
     ]
-    elements = [make_element([file], {}, DEFAULT_HASH_KEY) for file in inputs]
+    elements = [make_element([file], {}, HASH_KEY) for file in inputs]
     assert len({element.key for element in elements}) == 24
     assert sum(len(shard.elements) for shard in cut_shards(elements[:6], samples_per_shard=4)) == 6
 
@@ -119,3 +121,29 @@ def test_fingerprint_changes_with_files_and_configuration() -> None:
     (shard,) = _plan([file])
     (other,) = _plan([FileRef(**{name: getattr(file, name) for name in file.__slots__} | {"bytes": 2})])
     assert len({shard.fingerprint("x"), shard.fingerprint("y"), other.fingerprint("x")}) == 3
+
+
+def _key(uid: str, labels_sha256: str | None) -> str:
+    return sample_key(
+        participant_id="1001",
+        device=DEVICES[0],
+        laterality="R",
+        protocol="mac_oct",
+        sop_instance_uid=uid,
+        hash_key=default_hash_key(labels_sha256),
+    )
+
+
+def test_the_default_key_belongs_to_the_cohort() -> None:
+    cohorts = [None, "a" * 64, "b" * 64]
+    assert [_key("1.2.3", one) for one in cohorts] == [_key("1.2.3", one) for one in cohorts]
+    assert len({_key("1.2.3", one) for one in cohorts}) == 3
+    splits = [[hashed_split(str(person), default_hash_key(one)) for person in range(1000, 1100)] for one in cohorts]
+    assert splits[0] != splits[1] != splits[2]
+
+
+def test_a_key_holds_nothing_of_the_uid() -> None:
+    uid = "1.2.276.0.75.2.2.42.887654.20200101093000.17"
+    key = _key(uid, None)
+    assert key.rpartition("-")[0] == "1001-heidelberg_spectralis-R-mac_oct"
+    assert not any(part in key for part in ("887654", "20200101", "093000", uid))

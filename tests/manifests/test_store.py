@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from manifests import store
 from manifests.rows import SOURCE_COLUMNS, SourceRow
-from manifests.store import columns_of, commit, csv_bytes, parquet_bytes, publish, read_csv
+from manifests.store import cell, columns_of, commit, csv_bytes, parquet_bytes, publish, read_csv
 from shards.schema import SAMPLE_COLUMNS, SHARD_COLUMNS, SampleRow, ShardRow
 
 
@@ -33,12 +33,25 @@ def test_columns_are_the_contract() -> None:
     assert tuple(columns_of(ShardRow)) == SHARD_COLUMNS
 
 
-@given(st.text())
+@given(st.text(st.characters() | st.sampled_from("=+-@\t\r\n'\x00\udcff ＝")))
 def test_text_cells_are_inert_and_survive(text: str) -> None:
     (row,) = csv.DictReader(io.StringIO(csv_bytes(SourceRow, [_row(text)]).decode(), newline=""))
-    assert not row["path"].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not row["path"].lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
     readable = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
-    assert row["path"].removeprefix("'") == readable.removeprefix("'")
+    assert row["path"].removeprefix("'") == readable
+    assert row["path"] == cell(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "  =1+1", "＝1+1", "＋1", "－1", "＠x", "'=1", "'"]
+)
+def test_formulas_and_marks_get_one_mark_in_front(text: str) -> None:
+    assert cell(text) == f"'{text}"
+
+
+def test_other_text_is_as_it_was() -> None:
+    for text in ("a=b", "x/-1.dcm", "1.2.840", "Macula, 6 x 6", "<b>", 'say "x"', "it's", " a "):
+        assert cell(text) == text
 
 
 def test_numbers_are_numbers_and_none_is_empty() -> None:

@@ -1,0 +1,123 @@
+"""The last step of a retry: merge what it gave into the dataset, so that an interruption at any point can be mended."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+
+from beam_jobs.commit import check_rows, clear_staging, describe, remove_strays
+from beam_jobs.errors import JobError
+from beam_jobs.merge import in_order, merge
+from beam_jobs.options import IngestJob
+from beam_jobs.retry import retry_job, used_names
+from beam_jobs.rewrite import rewrite_shards
+from manifests.committed import Committed, Tables, read_committed
+from manifests.rows import SourceRow
+from manifests.store import commit, publish
+from shards.schema import SampleRow, ShardRow
+
+
+def commit_retry(
+    job: IngestJob, *, sources: Sequence[SourceRow], samples: Sequence[SampleRow], shards: Sequence[ShardRow]
+) -> None:
+    """Merge what a retry gave into the dataset; when nothing came of it, nothing is written.
+
+    Everything is made ready under `_staging/retry`, and its own `_SUCCESS` there says so. Only then the dataset
+    loses its `_SUCCESS`, until all is in place: `finish_retry` can do that part again and again.
+
+    Raises:
+        JobError: if rows do not agree.
+    """
+    if not finish_retry(job):
+        before = read_committed(job.dataset)
+        _stage(job, before, Tables(sources=tuple(sources), samples=tuple(samples), shards=tuple(shards)))
+        finish_retry(job)
+    _clear(job)
+
+
+def _stage(job: IngestJob, before: Committed, fresh: Tables) -> None:
+    old = in_order(before.tables.sources, before.tables.samples, before.tables.shards)
+    merged = merge(old, fresh)
+    if merged == old:
+        return
+    place, used = retry_job(job).dataset, used_names(before)
+    tables = rewrite_shards(job.dataset, f"{place}/shards", merged, used)
+    check_rows(tables)
+    header = describe(job, tables, before.info["other_files"])
+    dropped = sorted(set(used) - {row.shard for row in tables.shards})
+    if dropped:
+        header["dropped_shards"] = dropped
+    commit(place, sources=tables.sources, samples=tables.samples, shards=tables.shards, header=header)
+
+
+def staged_retry(job: IngestJob) -> dict[str, Any] | None:
+    """`dataset.json` of a retry that is ready to be moved in, which an interruption left behind."""
+    place = retry_job(job).dataset
+    if not _exists(f"{place}/_SUCCESS"):
+        return None
+    info: dict[str, Any] = json.loads(_read(f"{place}/dataset.json"))
+    return info
+
+
+def finish_retry(job: IngestJob) -> bool:
+    """Move a retry in that is ready; False when there is none. An interruption at any point may be followed by another.
+
+    Raises:
+        JobError: before anything is changed, if a shard is neither in its place nor ready.
+    """
+    place = retry_job(job).dataset
+    if not _exists(f"{place}/_SUCCESS"):
+        return False
+    success = _read(f"{place}/_SUCCESS")
+    if not _exists(f"{job.dataset}/_SUCCESS") or _read(f"{job.dataset}/_SUCCESS") != success:
+        _move_in(job, place, success)
+    _clear(job)
+    return True
+
+
+def _move_in(job: IngestJob, place: str, success: bytes) -> None:
+    ready = read_committed(place)
+    names = {row.shard for row in ready.tables.shards}
+    coming = {name for name in names if _exists(f"{place}/shards/{name}")}
+    gone = sum(not _exists(f"{job.dataset}/shards/{name}") for name in names - coming)
+    if gone:
+        raise JobError(f"DATASET {job.dataset} has lost {gone} shards: ingest into a new DATASET.")
+    _remove(f"{job.dataset}/_SUCCESS")
+    for name in sorted(coming):
+        _move(f"{place}/shards/{name}", f"{job.dataset}/shards/{name}")
+    manifests = ready.info["manifests"]
+    remove_strays(job, names | set(manifests))
+    for name in (*(f"manifests/{name}" for name in manifests), "dataset.json"):
+        publish(f"{job.dataset}/{name}", _read(f"{place}/{name}"))
+    publish(f"{job.dataset}/_SUCCESS", success)
+
+
+def _move(url: str, target: str) -> None:
+    fs, path = fsspec.core.url_to_fs(url)
+    end = fsspec.core.url_to_fs(target)[1]
+    fs.makedirs(end.rpartition("/")[0], exist_ok=True)
+    fs.mv(path, end)
+
+
+def _clear(job: IngestJob) -> None:
+    """The mark of a retry goes first: without it, what is left of the rest is never taken for a whole one."""
+    _remove(f"{retry_job(job).dataset}/_SUCCESS")
+    clear_staging(job)
+
+
+def _exists(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    return bool(fs.exists(path))
+
+
+def _read(url: str) -> bytes:
+    fs, path = fsspec.core.url_to_fs(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def _remove(url: str) -> None:
+    fs, path = fsspec.core.url_to_fs(url)
+    if fs.exists(path):
+        fs.rm(path)
