@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from beam_jobs.retry import TWIN_PREFIX, VALID, canonical, spelled
 from beam_jobs.rows import STATUS
-from ingest.source import MEMBER_MARK
+from ingest.reader import MEMBER_MARK
 from manifests.committed import Tables
 from manifests.reasons import Reason
 from manifests.rows import SourceRow

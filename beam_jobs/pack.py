@@ -17,8 +17,8 @@ from beam_jobs.rows import accepted_row, outcome_row
 from ingest.errors import IngestError
 from ingest.facts import path_facts
 from ingest.guard import Guard
+from ingest.reader import SourceReader
 from ingest.record import Rejection, VolumeRecord
-from ingest.source import hash_or_none, read_source
 from manifests.cohort import Participant
 from manifests.plan import Element, FileRef, ShardPlan
 from manifests.reasons import Reason
@@ -51,7 +51,20 @@ class Outcome:
     result: VolumeRecord | Rejection
 
 
-def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Participant], guard: Guard) -> PackedShard:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What a worker keeps between files: the open SOURCE, and the process that parses and decodes."""
+
+    reader: SourceReader
+    guard: Guard
+
+    def close(self) -> None:
+        """Give both back."""
+        self.reader.close()
+        self.guard.close()
+
+
+def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Participant], tools: Tools) -> PackedShard:
     """Make the shard, or take it over when an earlier run of the same plan already committed it.
 
     Raises:
@@ -66,7 +79,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     with tempfile.TemporaryFile() as file:
         with ShardWriter(cast("BinaryIO", file), plan.shard) as writer:
             for element in plan.elements:
-                outcomes = _settle([_read(ref, job, guard, seconds) for ref in element.files])
+                outcomes = _settle([_read(ref, job, tools, seconds) for ref in element.files])
                 for outcome in outcomes:
                     if isinstance(outcome.result, VolumeRecord):
                         samples.append(_add(writer, element, outcome.result, job, participants, seconds))
@@ -85,14 +98,14 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     return packed
 
 
-def _read(file: FileRef, job: IngestJob, guard: Guard, seconds: Seconds) -> Outcome:
+def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outcome:
     started = time.perf_counter()
     if file.bytes > job.limits.max_file_bytes:
         detail = f"the file has {file.bytes} bytes, the limit is {job.limits.max_file_bytes}."
         rejection = Rejection(reason=Reason.PARSE_LIMIT_EXCEEDED, detail=detail, facts=path_facts(file.path))
-        return Outcome(file=file, sha256=hash_or_none(job.source, file.path), result=rejection)
+        return Outcome(file=file, sha256=tools.reader.sha256_or_none(file.path), result=rejection)
     try:
-        data = read_source(job.source, file.path)
+        data = tools.reader.read(file.path)
     except IngestError as error:
         return Outcome(
             file=file,
@@ -105,7 +118,7 @@ def _read(file: FileRef, job: IngestJob, guard: Guard, seconds: Seconds) -> Outc
         return Outcome(file=file, sha256=None, result=rejection)
     sha256 = hashlib.sha256(data).hexdigest()
     seconds["read"] += time.perf_counter() - started
-    result = guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
+    result = tools.guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
     if isinstance(result, VolumeRecord):
         for stage, value in result.seconds.items():
             seconds[stage] += value

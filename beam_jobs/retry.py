@@ -14,7 +14,8 @@ from apache_beam.pvalue import TaggedOutput
 
 from beam_jobs.options import IngestJob
 from beam_jobs.transforms import SETTLED, shards_of
-from ingest.source import COHORT_ROOT, MEMBER_MARK, discover, is_candidate
+from ingest.reader import MEMBER_MARK
+from ingest.source import COHORT_ROOT, discover, is_candidate
 from manifests.committed import Committed, read_committed
 from manifests.plan import Element, ShardPlan
 from manifests.reasons import Reason

@@ -10,13 +10,14 @@ from apache_beam.pvalue import TaggedOutput
 from beam_jobs.errors import JobError
 from beam_jobs.metrics import count, count_row, count_seconds
 from beam_jobs.options import IngestJob
-from beam_jobs.pack import pack_shard
+from beam_jobs.pack import Tools, pack_shard
 from beam_jobs.rows import outcome_row, settled_row
 from ingest.errors import IngestError
 from ingest.facts import path_facts
 from ingest.guard import Guard
+from ingest.reader import SourceReader
 from ingest.record import Probed, Rejection
-from ingest.source import Entry, Settled, discover, hash_or_none, open_source
+from ingest.source import Entry, Settled, discover
 from manifests.cohort import Participant
 from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_element
 from manifests.reasons import Reason
@@ -51,11 +52,11 @@ class Guarded(beam.DoFn):
 
     def setup(self) -> None:
         """Called by Beam in the worker, once for each instance."""
-        self._guard = Guard()
+        self._tools = Tools(reader=SourceReader(self._job.source), guard=Guard())
 
     def teardown(self) -> None:
         """Called by Beam when it is done with the instance; a worker that is killed takes the process with it."""
-        self._guard.close()
+        self._tools.close()
 
 
 class Probe(Guarded):
@@ -68,7 +69,7 @@ class Probe(Guarded):
         if isinstance(result, Probed):
             yield result.file_ref(entry.path, entry.bytes, entry.manifest)
         else:
-            sha256 = None if result.reason is Reason.OUTSIDE_FILTER else hash_or_none(self._job.source, entry.path)
+            sha256 = None if result.reason is Reason.OUTSIDE_FILTER else self._tools.reader.sha256_or_none(entry.path)
             row = outcome_row(entry.path, entry.bytes, sha256, result)
             count_row(row)
             yield TaggedOutput(SOURCES, row)
@@ -80,8 +81,8 @@ class Probe(Guarded):
         if facts.device and facts.device not in self._job.devices:
             return outside
         try:
-            with open_source(self._job.source, entry.path) as stream:
-                result = self._guard.probe(stream, entry.path, entry.manifest, self._job.limits)
+            with self._tools.reader.open(entry.path) as stream:
+                result = self._tools.guard.probe(stream, entry.path, entry.manifest, self._job.limits)
         except IngestError as error:
             return Rejection(reason=error.reason, detail=error.detail, facts=facts)
         if isinstance(result, Probed) and result.identity.device not in self._job.devices:
@@ -98,7 +99,8 @@ class Settle(beam.DoFn):
     def process(self, settled: Settled) -> Iterator[SourceRow]:
         """A rejected archive is hashed; an excluded one is not read whole, and a missing file has nothing to hash."""
         unread = settled.bytes is None or settled.reason is Reason.OUTSIDE_FILTER
-        sha256 = None if unread else hash_or_none(self._job.source, settled.path)
+        with SourceReader(self._job.source) as reader:
+            sha256 = None if unread else reader.sha256_or_none(settled.path)
         row = settled_row(settled, sha256)
         count_row(row)
         yield row
@@ -124,7 +126,7 @@ class Pack(Guarded):
 
     def process(self, plan: ShardPlan, participants: Mapping[str, Participant]) -> Iterator[Any]:
         """Make the shard and report."""
-        packed = pack_shard(plan, self._job, participants, self._guard)
+        packed = pack_shard(plan, self._job, participants, self._tools)
         count("bytes_read", packed.bytes_read)
         count("shards_reused" if packed.reused else "shards_packed")
         count_seconds(packed.seconds)

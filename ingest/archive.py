@@ -134,6 +134,25 @@ def _overlap(infos: Sequence[zipfile.ZipInfo], end: int) -> str | None:
 
 @contextmanager
 def open_member(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """A member as a stream; raises like `open_archive` and `member_of`."""
+    with open_archive(stream) as archive, member_of(archive, name) as member:
+        yield member
+
+
+def open_archive(stream: BinaryIO) -> zipfile.ZipFile:
+    """An archive with its directory, which is read now.
+
+    Raises:
+        IngestError: ZIP_INVALID_OR_TRUNCATED.
+    """
+    try:
+        return zipfile.ZipFile(stream)
+    except DAMAGED as error:
+        raise _unreadable(error) from error
+
+
+@contextmanager
+def member_of(archive: zipfile.ZipFile, name: str) -> Iterator[BinaryIO]:
     """A member as a stream; its length and its checksum are verified when it is read to its end.
 
     Raises:
@@ -141,7 +160,6 @@ def open_member(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
             compressed in another way than deflate.
     """
     try:
-        archive = zipfile.ZipFile(stream)
         info = archive.getinfo(name)
         member = archive.open(info) if info.compress_type in METHODS else None
     except DAMAGED as error:
@@ -149,7 +167,7 @@ def open_member(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
     if member is None:
         detail = f"compression method {info.compress_type} is not supported; deflate is."
         raise IngestError(Reason.ZIP_INVALID_OR_TRUNCATED, detail)
-    with archive, member:
+    with member:
         yield cast("BinaryIO", io.BufferedReader(_Checked(member, info.file_size), BLOCK_BYTES))
 
 

@@ -26,6 +26,7 @@ from ingest.facts import path_facts
 from ingest.findings import NOT_REACHED, OK, WARNING, Check, Finding, Request
 from ingest.geometry import Geometry
 from ingest.guard import ONE_THREAD, OUTSIDERS, Death, Guard
+from ingest.reader import SourceReader
 from ingest.record import Facts, Limits, Rejection, VolumeRecord
 from ingest.source import (
     MANIFEST_NAME,
@@ -33,8 +34,6 @@ from ingest.source import (
     _join,
     _read_manifests,
     is_candidate,
-    open_source,
-    read_source,
 )
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
@@ -167,7 +166,7 @@ def _look_into(source: str, relative: str, num_bytes: int) -> tuple[Settled, dic
         return Settled(path=relative, bytes=num_bytes, reason=reason, detail=detail)
 
     try:
-        with open_source(source, relative) as stream:
+        with SourceReader(source) as reader, reader.open(relative) as stream:
             listing = list_members(stream)
     except IngestError as error:
         return settled(error.reason, error.detail), {}
@@ -210,11 +209,12 @@ def _listed(place: _Place) -> _Place:
 def _judge(place: _Place, guard: Guard, geometry: Geometry, limits: Limits) -> tuple[VolumeRecord | Rejection, bytes]:
     """What a job makes of the file, and its bytes as far as a job would read them."""
     try:
-        with open_source(place.source, place.file) as stream:
+        with SourceReader(place.source) as reader, reader.open(place.file) as stream:
             probed = guard.probe(stream, place.path, place.manifest, limits)
         if place.num_bytes > limits.max_file_bytes:
             return probed if isinstance(probed, Rejection) else _too_large(place, limits), b""
-        data = read_source(place.source, place.file)
+        with SourceReader(place.source) as reader:
+            data = reader.read(place.file)
         if isinstance(probed, Rejection):
             return probed, data
         return guard.convert(data, place.path, place.manifest, geometry, limits), data

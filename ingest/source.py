@@ -1,32 +1,28 @@
 """What lies in SOURCE: a recursive listing joined with `manifest.tsv`, archives opened, and how to read one file."""
 
 import csv
-import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final
 
 import fsspec
 
-from ingest.archive import list_members, open_member
+from ingest.archive import list_members
 from ingest.errors import IngestError, SourceError
+from ingest.reader import SourceReader, open_file
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
 
 MANIFEST_NAME: Final = "manifest.tsv"
 PARTICIPANTS_NAME: Final = "participants.tsv"
 COHORT_ROOT: Final = "retinal_oct/"
-READ_BLOCK_BYTES: Final = 2**20
 UNSAFE_MEMBER: Final = "its archive is unsafe."
-MEMBER_MARK: Final = re.compile(r"(?<=[^/]\.zip)!", re.IGNORECASE)
 MEMBER: Final = re.compile(r"(.*?[^/]\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
-"""File names may hold `.zip!` too: the mark is where a member's name may begin, and this takes the first."""
-NO_SUCH_FILE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""File names may hold `.zip!` too: this takes the first."""
 
 COUNTED_EXTENSIONS: Final = frozenset({
     ".7z", ".bak", ".bmp", ".bz2", ".csv", ".doc", ".docx", ".e2e", ".fda", ".fds", ".gif", ".gz", ".htm", ".html",
@@ -148,7 +144,7 @@ def _open_archive(source: str, path: str, size: int, known: Collection[str]) -> 
     if size == 0:
         return {}, [Settled(path=path, bytes=0, reason=Reason.EMPTY_FILE, detail="the file has no bytes.")]
     try:
-        with _open_file(source, path) as stream:
+        with open_file(source, path) as stream:
             listing = list_members(stream)
     except IngestError as error:
         return {}, [Settled(path=path, bytes=size, reason=error.reason, detail=error.detail)]
@@ -160,70 +156,6 @@ def _open_archive(source: str, path: str, size: int, known: Collection[str]) -> 
         return {}, [Settled(path=path, bytes=size, reason=Reason.ZIP_UNSAFE, detail=unsafe), *rows]
     detail = f"an archive of {len(listing.members)} files, {len(taken)} of them taken as DICOM."
     return taken, [Settled(path=path, bytes=size, reason=Reason.OUTSIDE_FILTER, detail=detail)]
-
-
-@contextmanager
-def _open_file(source: str, path: str) -> Iterator[BinaryIO]:
-    """A file of SOURCE itself, whatever its name; raises IO_UNREADABLE like `open_source`."""
-    try:
-        fs, root = fsspec.core.url_to_fs(source)
-        stream = fs.open(f"{root.rstrip('/')}/{path}", "rb", block_size=READ_BLOCK_BYTES)
-    except Exception as error:  # every store's client has exceptions of its own
-        raise _unreadable(error) from error
-    with stream:
-        yield cast("BinaryIO", _Stored(stream))
-
-
-def _unreadable(error: Exception) -> IngestError:
-    return IngestError(Reason.IO_UNREADABLE, f"the store answered {type(error).__name__}.")
-
-
-class _Stored:
-    """A stream whose failed reads are the store's fault, whatever exception its client has for them."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._stream.read(size)
-        except Exception as error:
-            raise _unreadable(error) from error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _outer_and_member(path: str) -> list[tuple[str, str]]:
-    """Every way to read a path as that of a member."""
-    return [(path[: mark.start()], path[mark.end() :]) for mark in MEMBER_MARK.finditer(path)]
-
-
-@contextmanager
-def open_source(source: str, path: str) -> Iterator[BinaryIO]:
-    """A file of SOURCE, or a member of an archive in it, as a stream of ranged reads.
-
-    Raises:
-        IngestError: IO_UNREADABLE when the store does not give the bytes; ZIP_INVALID_OR_TRUNCATED.
-    """
-    for outer, member in _outer_and_member(path):
-        with ExitStack() as stack:
-            try:
-                stream = stack.enter_context(_open_file(source, outer))
-            except IngestError as error:
-                if isinstance(error.__cause__, NO_SUCH_FILE):
-                    continue
-                raise
-            yield stack.enter_context(open_member(stream, member))
-            return
-    with _open_file(source, path) as stream:
-        yield stream
-
-
-def read_source(source: str, path: str) -> bytes:
-    """All bytes of a file; raises like `open_source`."""
-    with open_source(source, path) as stream:
-        return stream.read()
 
 
 def read_source_file(url: str) -> bytes:
@@ -238,23 +170,6 @@ def read_source_file(url: str) -> bytes:
     except (OSError, ValueError) as error:
         raise SourceError(f"{url} cannot be read: {_without_path(error)}.") from error
     return data
-
-
-def hash_source(source: str, path: str) -> str:
-    """The sha256 of a file, streamed; raises like `open_source`."""
-    digest = hashlib.sha256()
-    with open_source(source, path) as stream:
-        while block := stream.read(READ_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_or_none(source: str, path: str) -> str | None:
-    """The sha256 of a rejected file; None when the store does not give its bytes, which its row says already."""
-    try:
-        return hash_source(source, path)
-    except IngestError:
-        return None
 
 
 def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, ManifestRow]]:
@@ -272,7 +187,8 @@ def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, Manif
 
 def _manifest_lines(source: str, path: str) -> list[dict[str, Any]]:
     try:
-        text = read_source(source, path).decode("utf-8-sig")
+        with SourceReader(source) as reader:
+            text = reader.read(path).decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
         if "filepath" not in (rows.fieldnames or ()):
             raise SourceError(f"{path} has no column filepath: it is no AI-READI manifest.")

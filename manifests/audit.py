@@ -259,18 +259,23 @@ def _problems(tables: Tables) -> Iterable[str]:
 
 
 def _row_problems(sources: Sequence[Row]) -> Iterable[str]:
-    """Each row by itself: one path once, a known status, a reason exactly when not accepted, plausible spacing."""
-    yield from _repeated("sources.csv lists", (row["path"] for row in sources))
+    """Each row by itself: one path once, a known status, a reason exactly when not accepted, plausible spacing.
+
+    Lines are named by number: paths hold UIDs, and this is printed.
+    """
+    twice = len(sources) - len({row["path"] for row in sources})
+    if twice:
+        yield f"sources.csv lists {twice} paths more than once."
     known = set(Reason)
-    for row in sources:
+    for number, row in enumerate(sources, start=2):
         if row["status"] not in STATUSES:
-            yield f"{row['path']}: status {row['status']!r} is not one of {', '.join(STATUSES)}."
+            yield f"line {number} of sources.csv: status {row['status']!r} is not one of {', '.join(STATUSES)}."
         if (row["status"] == "accepted") != (row["reason"] == ""):
-            yield f"{row['path']}: status {row['status']} with reason {row['reason']!r}."
+            yield f"line {number} of sources.csv: status {row['status']} with reason {row['reason']!r}."
         if row["reason"] and row["reason"] not in known:
-            yield f"{row['path']}: reason {row['reason']!r} is not a known code."
+            yield f"line {number} of sources.csv: reason {row['reason']!r} is not a known code."
         if row["status"] == "accepted" and not all(positive(row[name]) for name in SPACING_COLUMNS):
-            yield f"{row['path']}: accepted with spacing {[row[name] for name in SPACING_COLUMNS]} mm."
+            yield f"line {number} of sources.csv: accepted with spacing {[row[name] for name in SPACING_COLUMNS]} mm."
 
 
 def _count_problems(tables: Tables) -> Iterable[str]:

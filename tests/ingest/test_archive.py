@@ -7,14 +7,16 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ingest import archive as archive_module
-from ingest.archive import Listing, list_members, open_member
+from ingest.archive import Listing, list_members, open_archive, open_member
 from ingest.errors import IngestError
-from ingest.source import discover, read_source
+from ingest.reader import SourceReader
+from ingest.source import discover
 from manifests.reasons import Reason
 
 Edit = Callable[[zipfile.ZipInfo], object]
@@ -149,7 +151,7 @@ def test_every_member_has_its_row_and_its_bytes(kind: str, tmp_path: Path) -> No
     found = discover(str(tmp_path))
     assert [entry.path for entry in found.entries] == sorted(f"a.zip!{name}" for name in names)
     for name, content in members.items():
-        assert read_source(str(tmp_path), f"a.zip!{name}") == content
+        assert SourceReader(str(tmp_path)).read(f"a.zip!{name}") == content
 
 
 def zip64(data: bytes) -> bytes:
@@ -172,7 +174,7 @@ def test_bytes_around_an_archive_do_not_matter(wrap: Callable[[bytes], bytes], t
     found = discover(str(tmp_path))
     assert [entry.path for entry in found.entries] == ["a.zip!x.dcm"]
     assert [row.reason for row in found.settled] == [Reason.OUTSIDE_FILTER]
-    assert read_source(str(tmp_path), "a.zip!x.dcm") == b"scan" * 99
+    assert SourceReader(str(tmp_path)).read("a.zip!x.dcm") == b"scan" * 99
 
 
 @pytest.mark.parametrize("members", [{}, {"only/": b""}, {".hidden": b"1", "notes.txt": b"2"}])
@@ -210,7 +212,7 @@ def test_a_damaged_member_costs_itself_only(kind: str, data: bytes, tmp_path: Pa
     assert listed(data).unsafe is None
     assert refusal(data, "a.dcm").reason is Reason.ZIP_INVALID_OR_TRUNCATED
     (tmp_path / "a.zip").write_bytes(data)
-    assert read_source(str(tmp_path), "a.zip!b.dcm") == b"neighbour"
+    assert SourceReader(str(tmp_path)).read("a.zip!b.dcm") == b"neighbour"
 
 
 def test_what_a_member_declares_bounds_what_it_takes() -> None:
@@ -262,7 +264,7 @@ def test_any_bytes_give_rows_and_never_an_exception(tmp_path: Path) -> None:
 
 def read_or_refuse(source: Path, path: str) -> None:
     try:
-        assert len(read_source(str(source), path)) == 120
+        assert len(SourceReader(str(source)).read(path)) == 120
     except IngestError as error:
         assert error.reason is Reason.ZIP_INVALID_OR_TRUNCATED  # noqa: PT017 - either is right
 
@@ -274,7 +276,7 @@ def test_a_file_whose_name_reads_as_a_member_is_read_as_itself(tmp_path: Path) -
     found = discover(str(tmp_path))
     paths = [entry.path for entry in found.entries]
     assert paths == ["d.zip!e/a.zip!m.dcm", "x.zip!y.dcm"]
-    assert [read_source(str(tmp_path), path) for path in paths] == [b"member", b"plain"]
+    assert [SourceReader(str(tmp_path)).read(path) for path in paths] == [b"member", b"plain"]
 
 
 def test_a_file_and_a_member_of_one_path_are_one_row_and_neither_is_taken(tmp_path: Path) -> None:
@@ -287,3 +289,26 @@ def test_a_file_and_a_member_of_one_path_are_one_row_and_neither_is_taken(tmp_pa
         ("x.zip!y.dcm", Reason.ZIP_UNSAFE),
         ("x.zip!z.dcm", Reason.ZIP_UNSAFE),
     ]
+
+
+def test_a_reader_reads_an_archives_directory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cohort may come as one archive a device: its directory, read anew for each file, would cost hours."""
+    content = {f"{number}.dcm": noise(50 + number) for number in range(40)}
+    (tmp_path / "a.zip").write_bytes(pack(content))
+    (tmp_path / "b.zip").write_bytes(pack({"x.dcm": b"other"}))
+    opened = []
+
+    def counted(stream: Any) -> zipfile.ZipFile:
+        opened.append(stream)
+        return open_archive(stream)
+
+    monkeypatch.setattr("ingest.reader.open_archive", counted)
+    with SourceReader(str(tmp_path)) as reader:
+        assert [reader.read(f"a.zip!{name}") for name in content] == list(content.values())
+        assert len(opened) == 1
+        assert reader.read("b.zip!x.dcm") == b"other"
+        assert reader.read("a.zip!3.dcm") == content["3.dcm"]
+        assert len(opened) == 3
+        with pytest.raises(IngestError):
+            reader.read("a.zip!none.dcm")
+        assert reader.read("a.zip!4.dcm") == content["4.dcm"], "after a failure the archive is opened anew"

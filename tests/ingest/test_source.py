@@ -8,7 +8,8 @@ import fsspec
 import pytest
 
 from ingest.errors import IngestError, SourceError
-from ingest.source import discover, find_participants, hash_source, is_candidate, read_source
+from ingest.reader import SourceReader
+from ingest.source import discover, find_participants, is_candidate
 from manifests.reasons import Reason
 
 MANIFEST = "person_id\tfilepath\tpixel_spacing\tslice_thickness\tanatomic_region\n"
@@ -49,8 +50,8 @@ def test_every_file_is_an_entry_a_settled_row_or_counted(tmp_path: Path) -> None
     assert [(entry.path, entry.bytes) for entry in found.entries] == [("a.dcm", 1), ("c.zip!d.dcm", 3), ("sub/B", 2)]
     assert [(row.path, row.reason) for row in found.settled] == [("c.zip", Reason.OUTSIDE_FILTER)]
     assert found.other_files == {".png": 1}
-    assert read_source(source, "c.zip!d.dcm") == b"333"
-    assert len(hash_source(source, "sub/B")) == 64
+    assert SourceReader(source).read("c.zip!d.dcm") == b"333"
+    assert len(SourceReader(source).sha256("sub/B")) == 64
 
 
 @pytest.mark.parametrize("prefix", ["", "dataset/"])
@@ -129,7 +130,7 @@ def test_damaged_archive_and_damaged_member_are_told(tmp_path: Path) -> None:
     rows = {row.path: row.reason for row in discover(source).settled}
     assert rows == {"bad.zip": Reason.OUTSIDE_FILTER, "cut.zip": Reason.ZIP_INVALID_OR_TRUNCATED}
     with pytest.raises(IngestError) as caught:
-        read_source(source, "bad.zip!a.dcm")
+        SourceReader(source).read("bad.zip!a.dcm")
     assert caught.value.reason is Reason.ZIP_INVALID_OR_TRUNCATED
 
 
@@ -141,7 +142,7 @@ def test_a_store_that_gives_no_bytes_is_not_a_damaged_file(tmp_path: Path, monke
 
     monkeypatch.setattr(type(fsspec.filesystem("file")), "_open", refuse)
     with pytest.raises(IngestError) as caught:
-        read_source(source, "a.dcm")
+        SourceReader(source).read("a.dcm")
     assert caught.value.reason is Reason.IO_UNREADABLE
 
 
