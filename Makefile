@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: install demo test lint format docs conformance geometry signal fuzz bench clean
+.PHONY: install demo test lint format docs conformance geometry signal guard-cost fuzz bench clean
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ signal: $(STAMP)
 # Damaged, hostile, good and foreign files through the ingest: docs/reliability.md (six targets, each under 30 minutes).
 fuzz: $(STAMP)
 	$(BIN)/python benchmarks/fuzz.py all
+
+# The guard's cost on good full-size files: docs/reliability.md (about 3 minutes).
+guard-cost: $(STAMP)
+	$(BIN)/python benchmarks/guard.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py

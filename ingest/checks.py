@@ -6,7 +6,7 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
-from ingest.cross_check import cautions, check_step, check_top_level
+from ingest.cross_check import cautions, check_depth, check_step, check_top_level
 from ingest.errors import IngestError
 from ingest.facts import known_facts
 from ingest.fields import integer, text
@@ -40,6 +40,7 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     check_photometric(dataset)
     check_enough_frames(num_frames, limits)
     scan = scan_geometry(dataset, num_frames, identity, manifest)
+    check_depth(scan, integer(dataset, "Rows") or 0)
     check_top_level(dataset, scan)
     check_step(dataset, scan, identity)
     facts = replace(

@@ -20,7 +20,7 @@ from ingest.checks import (
     check_syntax,
 )
 from ingest.convert import attempt, bright_is_high
-from ingest.cross_check import cautions, check_step, check_top_level
+from ingest.cross_check import cautions, check_depth, check_step, check_top_level
 from ingest.errors import IngestError
 from ingest.fields import integer, items, text
 from ingest.findings import NOT_REACHED, OK, WARNING, Check, Finding, Request, Said
@@ -258,6 +258,7 @@ class Checkup:
         if not isinstance(self._scan, ScanGeometry):
             raise NotReachedError("it needs a scan.")
         scan, dataset, identity = self._scan, self._header.dataset, self._assumed_identity()
+        check_depth(scan, integer(dataset, "Rows") or 0)
         check_top_level(dataset, scan)
         check_step(dataset, scan, identity)
         shape = (len(scan.order), integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0)

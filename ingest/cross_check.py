@@ -24,6 +24,9 @@ MANIFEST_TOLERANCE: Final = 0.05
 FIELD_TOLERANCE: Final = 0.25
 """Devices scale by the eye's length, up to 15% either way, and half of the documented fields are guesses."""
 
+MAX_DEPTH_MM: Final = 6.0
+"""The four devices see 1.9 to 2.6 mm; the deepest of any maker about 6."""
+
 FIELDS_MM: Final = MappingProxyType(
     {
         "spectralis_ppol_mac_hr_oct": (7.8, 9.3),
@@ -41,6 +44,18 @@ FIELDS_MM: Final = MappingProxyType(
     }
 )
 """Protocol -> (slow, lateral) field of view in mm, as AI-READI's documents give it."""
+
+
+def check_depth(scan: ScanGeometry, rows: int) -> None:
+    """A B-scan is a few millimetres deep: with axial and lateral spacing swapped it would be ten.
+
+    Raises:
+        IngestError: SPACING_INVALID.
+    """
+    depth = rows * scan.spacing_mm[1]
+    if depth > MAX_DEPTH_MM:
+        detail = f"B-scans would be {depth:.1f} mm deep, no OCT of the retina sees {MAX_DEPTH_MM:g} mm."
+        raise IngestError(Reason.SPACING_INVALID, detail)
 
 
 def check_step(dataset: Dataset, scan: ScanGeometry, identity: Identity) -> None:

@@ -1,5 +1,6 @@
 """Two sources of one spacing must agree: in the header it refuses, against protocol and manifest it warns."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from ingest.convert import probe_file
-from ingest.cross_check import FIELDS_MM
+from ingest.cross_check import FIELDS_MM, check_depth
+from ingest.errors import IngestError
 from ingest.phantom.dicom import attach_native, serialise
 from ingest.phantom.protocols import PROTOCOLS
-from ingest.record import Probed, Rejection
+from ingest.record import Probed, Rejection, ScanGeometry
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
 
@@ -145,3 +147,22 @@ def test_lines_rounded_to_whole_pixels_of_the_localizer_keep_their_step(scan: An
     assert result.scan.spacing_mm[0] == pytest.approx(pixels * scale, rel=0.03)
     assert "frame_locations_unrounded" in result.scan.source
     assert np.all(np.diff(result.scan.positions_mm) > 0)
+
+
+@pytest.mark.parametrize("name", [name for name in RASTERS if "spectralis" not in name])
+def test_axial_and_lateral_spacing_swapped_are_refused(name: str) -> None:
+    """At full size: both values are plausible in themselves, a retina of ten millimetres is not."""
+    protocol = PROTOCOLS[name]
+    right = ScanGeometry(
+        order=(0, 1),
+        positions_mm=(0.0, 0.1),
+        spacing_mm=(0.1, protocol.axial_spacing_mm, protocol.lateral_spacing_mm),
+        spacing_min_mm=(0.1, 0.1, 0.1),
+        spacing_max_mm=(0.1, 0.1, 0.1),
+        source="",
+    )
+    check_depth(right, protocol.rows)
+    swapped = dataclasses.replace(right, spacing_mm=(0.1, protocol.lateral_spacing_mm, protocol.axial_spacing_mm))
+    with pytest.raises(IngestError) as caught:
+        check_depth(swapped, protocol.rows)
+    assert caught.value.reason is Reason.SPACING_INVALID
