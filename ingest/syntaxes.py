@@ -58,7 +58,7 @@ Pixels = npt.NDArray[Any]
 
 
 PROBE_BYTES: Final = 4
-"""At one bit a block, the least that Huffman codes take, they hold 32 blocks."""
+"""At one bit a sample, the least that a Huffman code takes, they hold 32 of them."""
 
 
 def _undeclared(_frame: bytes) -> Shape2:
@@ -124,7 +124,8 @@ class Codec:
         rows, columns = np.nonzero(whole != shorter)
         across = -(-shape[1] // edge)
         first = (rows // edge * across + columns // edge).min(initial=np.iinfo(np.int64).max)
-        return int(first) >= across * -(-shape[0] // edge) - PROBE_BYTES * 8
+        fewest_bits = 1 if edge == 1 else 2  # of a sample; of a block, which has an end of its own too
+        return int(first) >= across * -(-shape[0] // edge) - PROBE_BYTES * 8 // fewest_bits
 
     def _check_start(self, frame: bytes, number: int) -> None:
         if self.starts(frame):
