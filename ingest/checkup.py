@@ -271,7 +271,7 @@ class Checkup:
         layout = _need(self._layout, "frames, dimensions and a photometric interpretation")
         if not is_supported(self._header.transfer_syntax_uid) or not self._header.has_pixel_data:
             raise NotReachedError("it needs pixel data and a decoder.")
-        self._stored = found = find_frames(self._header, layout)
+        self._stored = found = find_frames(self._header, layout, self._watch)
         sizes = [len(frame) for frame in found]
         return f"{len(found)} frames, each whole, of {min(sizes)} to {max(sizes)} bytes."
 

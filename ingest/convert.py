@@ -138,7 +138,7 @@ def attempt(facts: Facts, work: Callable[[], Result]) -> Result | Rejection:
 def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -> VolumeRecord:
     clock = _Clock()
     layout = pixel_format(header)
-    frames = find_frames(header, layout)
+    frames = find_frames(header, layout, watch)
     slow = plan_slow_axis(probed.scan, geometry)
     wanted = probed.scan.order[slow.first : slow.last]
     volume = bright_is_high(decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch), header, layout)

@@ -12,6 +12,7 @@ from ingest.fields import integer
 from ingest.header import UNDEFINED_LENGTH, Header, check_tail
 from ingest.spacing import check_groups
 from ingest.syntaxes import NATIVE_SYNTAXES, Codec, codec_of
+from ingest.watch import UNWATCHED, Watch
 from manifests.reasons import Reason
 
 ITEM: Final = 0xFFFEE000
@@ -59,7 +60,7 @@ def pixel_format(header: Header) -> PixelFormat:
     )
 
 
-def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
+def find_frames(header: Header, layout: PixelFormat, watch: Watch = UNWATCHED) -> list[bytes]:
     """The bytes of every frame, each checked to be whole and of the declared transfer syntax.
 
     Raises:
@@ -86,14 +87,15 @@ def find_frames(header: Header, layout: PixelFormat) -> list[bytes]:
     check_tail(header.body[value.stop :], syntax, Reason.TRUNCATED_DATASET)
     check_groups(header.dataset, layout.num_frames)
     frames = _group(value.fragments, value.offsets, layout.num_frames, codec_of(syntax))
-    _check_frames(frames, layout, codec_of(syntax))
+    _check_frames(frames, layout, codec_of(syntax), watch)
     return frames
 
 
-def _check_frames(frames: Sequence[bytes], layout: PixelFormat, codec: Codec) -> None:
+def _check_frames(frames: Sequence[bytes], layout: PixelFormat, codec: Codec, watch: Watch) -> None:
     """Every frame, whether it is needed or not; of several faults the earliest code is the file's reason."""
     faults: list[IngestError] = []
     for number, frame in enumerate(frames):
+        watch.frame(layout.rows * layout.columns)  # some codecs must decode to know
         try:
             codec.check(frame, (layout.rows, layout.columns), layout.bits_allocated, number)
         except IngestError as fault:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from ingest.convert import convert_file, probe_file
 from ingest.errors import GuardError
@@ -23,6 +23,7 @@ from ingest.geometry import BLOCK6
 from ingest.guard import Guard
 from ingest.phantom.dicom import encode_dicom
 from ingest.record import Probed, Rejection, VolumeRecord
+from ingest.watch import Watch
 from manifests.reasons import Reason
 
 MACULA = "maestro2_3d_macula_oct"
@@ -202,3 +203,18 @@ def _wait_for(ask: Any) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError("nothing came of it in 30 s")
+
+
+def test_large_files_of_slow_codecs_keep_their_allowance(scan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frame that is checked or decoded has an allowance of its own: 500 of them may take minutes."""
+
+    class Counting(Watch):
+        frames = 0
+
+        def frame(self, num_voxels: int) -> None:
+            assert num_voxels == 128 * 128
+            self.frames += 1
+
+    watch, good = Counting(), scan(MACULA, RLELossless)
+    assert isinstance(convert_file(good.encode(), good.path, None, BLOCK6, watch=watch), VolumeRecord)
+    assert watch.frames == 2 * len(good.volume)
