@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -117,13 +117,24 @@ def _run(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob, option
     return read_counters(result)
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _what_failed(error: Exception) -> str:
     """The last line of what a worker said, if it is our own sentence; of others, which may name a file, the kind."""
+    for known in _chain(error):
+        if type(known).__name__ in OWN_ERRORS:
+            return str(known).partition(" [while running")[0]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind, _, said = (lines[-1] if lines else type(error).__name__).partition(": ")
     step = re.search(r"\[while running '[\w/]+'\]", said)
     if kind.rpartition(".")[2] in OWN_ERRORS:
         return said
+    if not kind.rpartition(".")[2].isidentifier():
+        return f"{type(error).__name__}; --debug shows the rest."
     return f"{kind.rpartition('.')[2]} {step[0] if step else ''}; --debug shows the rest."
 
 

@@ -20,6 +20,7 @@ from ingest.guard import Guard
 from ingest.reader import SourceReader
 from ingest.record import Rejection, VolumeRecord
 from manifests.cohort import Participant
+from manifests.keys import sample_key
 from manifests.plan import Element, FileRef, ShardPlan
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
@@ -80,6 +81,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
         with ShardWriter(cast("BinaryIO", file), plan.shard) as writer:
             for element in plan.elements:
                 outcomes = _settle([_read(ref, job, tools, seconds) for ref in element.files])
+                outcomes = [_in_its_place(outcome, element, job) for outcome in outcomes]
                 for outcome in outcomes:
                     if isinstance(outcome.result, VolumeRecord):
                         samples.append(_add(writer, element, outcome.result, job, participants, seconds))
@@ -123,6 +125,29 @@ def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outc
         for stage, value in result.seconds.items():
             seconds[stage] += value
     return Outcome(file=file, sha256=sha256, result=result)
+
+
+def _in_its_place(outcome: Outcome, element: Element, job: IngestJob) -> Outcome:
+    """An element has the key and the split of its first file: no file of somebody else may take them.
+
+    That two participants, devices or eyes share a UID is for a person to look at, whichever of the files is whole.
+    """
+    if not isinstance(outcome.result, VolumeRecord):
+        return outcome
+    identity = outcome.result.probed.identity
+    key = sample_key(
+        participant_id=identity.participant_id,
+        device=identity.device,
+        laterality=identity.laterality,
+        protocol=identity.protocol,
+        sop_instance_uid=identity.sop_instance_uid,
+        hash_key=job.hash_key,
+    )
+    if key == element.key:
+        return outcome
+    detail = "another file with its SOP Instance UID is of another participant, device, eye or protocol."
+    rejection = Rejection(reason=Reason.DUP_SOP_UID_CONFLICT, detail=detail, facts=outcome.result.facts)
+    return dataclasses.replace(outcome, result=rejection)
 
 
 def _settle(outcomes: list[Outcome]) -> list[Outcome]:

@@ -17,7 +17,7 @@ def command(
             help="Its path in the cohort, when it was moved: participant, device and protocol are read from it.",
         ),
     ] = None,
-    geometry: Annotated[str, typer.Option(help="methods, block6, fit, or a YAML file.")] = "block6",
+    geometry: Annotated[str, typer.Option(help="methods, block6, fit, or a YAML file.")] = "methods",
     json: Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")] = False,
 ) -> None:
     """Run every check of the ingest on one file and say, check by check, what it found, and the verdict.

@@ -123,10 +123,13 @@ def check_photometric(dataset: Dataset) -> None:
     if text(dataset, "PhotometricInterpretation") not in PHOTOMETRIC:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "PhotometricInterpretation is not MONOCHROME1 or 2.")
     samples, bits = integer(dataset, "SamplesPerPixel"), integer(dataset, "BitsAllocated")
-    if samples not in {1, None}:
-        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, f"{samples} samples per pixel.")
+    if samples != 1:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, f"{samples or 'an unknown number of'} samples per pixel.")
     stored = integer(dataset, "BitsStored")
     if bits not in {8, 16} or not 1 <= (bits if stored is None else stored) <= bits:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "BitsAllocated is not 8 or 16, or BitsStored exceeds it.")
+    high = integer(dataset, "HighBit")
+    if high is not None and high != (bits if stored is None else stored) - 1:
+        raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "HighBit is not BitsStored - 1.")
     if integer(dataset, "PixelRepresentation") not in {0, None}:
         raise IngestError(Reason.PHOTOMETRIC_UNSUPPORTED, "pixels are signed.")

@@ -37,8 +37,8 @@ from ingest.identity import (
     model_name,
     path_identity,
 )
-from ingest.intensity import check_content, retina_center_mm
-from ingest.pixels import decode_frames
+from ingest.intensity import check_content, check_repeats, retina_center_mm
+from ingest.pixels import check_bits, decode_frames
 from ingest.raster import check_parallel, frame_lines, plane_lines
 from ingest.record import Caution, Facts, Identity, Rejection, ScanGeometry
 from ingest.resample import plan_grid, plan_slow_axis
@@ -280,6 +280,7 @@ class Checkup:
         stored, layout = _need(self._stored, "whole frames"), _need(self._layout, "a layout")
         wanted = self._wanted(len(stored))
         pixels = decode_frames(stored, wanted, layout, self._header.transfer_syntax_uid, self._watch)
+        check_bits(pixels, layout)
         self._volume = bright_is_high(pixels, self._header, layout)
         needed = "the grid needs these" if isinstance(self._scan, ScanGeometry) else "without a scan, all"
         return f"{len(wanted)} of {len(stored)} B-scans decode to {layout.rows} x {layout.columns} ({needed})."
@@ -288,6 +289,7 @@ class Checkup:
         """Grey levels: a signal, frames that differ, not overexposed."""
         volume, layout = _need(self._volume, "decoded B-scans"), _need(self._layout, "a layout")
         warned = check_content(volume, layout.bits_stored)
+        check_repeats(_need(self._stored, "whole frames"))
         self._has_signal = True
         share = np.count_nonzero(volume == 2**layout.bits_stored - 1) / volume.size
         levels = f"grey levels {volume.min()} to {volume.max()}, mean {volume.mean():.1f}, {share:.1%} at the maximum."

@@ -20,8 +20,8 @@ from ingest.fields import text
 from ingest.frames import PixelFormat, find_frames, pixel_format
 from ingest.geometry import Geometry
 from ingest.header import Header, parse_file, read_header
-from ingest.intensity import check_content, content_statistics, retina_center_mm
-from ingest.pixels import decode_frames
+from ingest.intensity import check_content, check_repeats, content_statistics, retina_center_mm
+from ingest.pixels import check_bits, decode_frames
 from ingest.record import Facts, Limits, Probed, Rejection, VolumeRecord
 from ingest.resample import plan_grid, plan_slow_axis, resample
 from ingest.syntaxes import Pixels
@@ -141,10 +141,13 @@ def _convert(header: Header, probed: Probed, geometry: Geometry, watch: Watch) -
     frames = find_frames(header, layout, watch)
     slow = plan_slow_axis(probed.scan, geometry)
     wanted = probed.scan.order[slow.first : slow.last]
-    volume = bright_is_high(decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch), header, layout)
+    decoded = decode_frames(frames, wanted, layout, header.transfer_syntax_uid, watch)
+    check_bits(decoded, layout)
+    volume = bright_is_high(decoded, header, layout)
     clock.lap("decode")
     watch.begin("resample", probed.facts)
     found = check_content(volume, layout.bits_stored)
+    check_repeats(frames)
     check_annotation(header.dataset)
     check_margins(volume, layout.bits_stored)
     native = (layout.num_frames, layout.rows, layout.columns)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ingest.errors import IngestError
@@ -79,7 +80,8 @@ def find_frames(header: Header, layout: PixelFormat, watch: Watch = UNWATCHED) -
         kind = "encapsulated" if encapsulated else "native"
         raise IngestError(Reason.TS_MISMATCH, f"{kind} pixel data under transfer syntax {syntax}.")
     if not encapsulated:
-        frames = _native_frames(header.body[start:], length, layout)
+        swapped = syntax == ExplicitVRBigEndian and bytes(header.body[start - 8 : start - 6]) == b"OW"
+        frames = _native_frames(header.body[start:], length, layout, swapped=swapped and layout.bits_allocated == 8)
         check_tail(header.body[start + length :], syntax, Reason.PIXELDATA_LENGTH_MISMATCH)
         check_groups(header.dataset, layout.num_frames)
         return frames
@@ -120,8 +122,11 @@ def _element(body: memoryview, offset: int, syntax: UID) -> tuple[int, int]:
         raise IngestError(Reason.TRUNCATED_DATASET, "the file ends inside the pixel data element's head.") from error
 
 
-def _native_frames(value: memoryview, length: int, layout: PixelFormat) -> list[bytes]:
-    """Cut native pixels into frames; the length may be one longer, to be even (PS3.5 section 8.1.1)."""
+def _native_frames(value: memoryview, length: int, layout: PixelFormat, *, swapped: bool) -> list[bytes]:
+    """Cut native pixels into frames; the length may be one longer, to be even (PS3.5 section 8.1.1).
+
+    Bytes in big endian words (`swapped`) come in pairs, the second first (PS3.5 section 8.1.2).
+    """
     expected = layout.frame_bytes * layout.num_frames
     if length > len(value):
         raise IngestError(
@@ -129,6 +134,8 @@ def _native_frames(value: memoryview, length: int, layout: PixelFormat) -> list[
         )
     if length not in {expected, expected + expected % 2}:
         raise IngestError(Reason.PIXELDATA_LENGTH_MISMATCH, f"{length} bytes of pixel data, expected {expected}.")
+    if swapped:
+        value = memoryview(np.frombuffer(value[: length - length % 2], ">u2").astype("<u2").tobytes())
     size = layout.frame_bytes
     return [bytes(value[size * number : size * (number + 1)]) for number in range(layout.num_frames)]
 

@@ -17,7 +17,8 @@ from manifests.reasons import Reason
 from shards.schema import Device, Laterality
 
 FILE_NAME: Final = re.compile(
-    r"(?P<participant>[0-9]{3,8})_(?P<protocol>.+?)_(?P<laterality>[lr])_(?P<uid>[0-9][0-9.]*)(\.dcm|\.dicom)?",
+    r"(?P<participant>[0-9]{3,8})_(?P<protocol>.+?)_(?P<laterality>[lr])_(?P<uid>[0-9][0-9.]*?)"
+    r"( ?\([0-9]+\))?(\.dcm|\.dicom)? ?",
     re.IGNORECASE | re.DOTALL,
 )
 PARTICIPANT: Final = re.compile(r"[0-9]{3,8}")
@@ -167,10 +168,10 @@ def agreed_participant(dataset: Dataset, by_path: PathIdentity) -> str:
 def agreed_device(dataset: Dataset, by_path: PathIdentity) -> Device:
     """The device of model and maker, which must be that of the path; raises DEVICE_PATH_MISMATCH."""
     words = " ".join(texts(dataset, "ManufacturerModelName") + texts(dataset, "Manufacturer"))
-    by_header = _device(words)
+    maker = next((maker for maker in MAKERS if maker in words.lower()), None)
+    by_header = _device(words) or (by_path.device if maker and (by_path.device or "").startswith(maker) else None)
     if by_header is None:
         raise IngestError(Reason.DEVICE_PATH_MISMATCH, "the header names no device that fovea knows.")
-    maker = next((maker for maker in MAKERS if maker in words.lower()), None)
     if maker and not by_header.startswith(maker):
         raise IngestError(Reason.DEVICE_PATH_MISMATCH, f"the header names {by_header}, and {maker} as its maker.")
     if by_path.device not in {None, by_header}:

@@ -1,5 +1,6 @@
 """What the grey levels say: is there a signal, where is the retina, and the statistics that loaders normalise with."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -37,6 +38,19 @@ def check_content(frames: Volume, bits_stored: int) -> tuple[Caution, ...]:
     if saturated <= SATURATED_SHARE:
         return ()
     return (Caution(reason=Reason.SATURATED, detail=f"{saturated:.0%} of the voxels are at the maximum."),)
+
+
+def check_repeats(frames: Sequence[bytes]) -> None:
+    """Stored frames that are byte for byte the same, of all frames, whether the grid needs them or not.
+
+    A copy that was broken off and filled up with zeros has many.
+
+    Raises:
+        IngestError: CONSTANT_FRAMES when over a tenth of the frames repeat another.
+    """
+    repeated = len(frames) - len(set(frames))
+    if repeated > CONSTANT_SHARE * len(frames):
+        raise IngestError(Reason.CONSTANT_FRAMES, f"{repeated} of {len(frames)} stored frames repeat another.")
 
 
 def retina_center_mm(frames: Volume, axial_mm: float) -> float:

@@ -49,6 +49,16 @@ def decode_frames(
     return volume
 
 
+def check_bits(pixels: Pixels, layout: PixelFormat) -> None:
+    """Grey levels fit into BitsStored (PS3.3 C.7.6.3.1): full scale and inversion are reckoned by it.
+
+    Raises:
+        IngestError: FRAME_UNDECODABLE.
+    """
+    if layout.bits_stored < layout.bits_allocated and int(pixels.max()) >= 2**layout.bits_stored:
+        raise IngestError(Reason.FRAME_UNDECODABLE, f"grey levels beyond {layout.bits_stored} bits.")
+
+
 def _decode(frame: bytes, number: int, layout: PixelFormat, syntax: UID) -> npt.NDArray[np.generic]:
     shape = (layout.rows, layout.columns)
     if syntax in NATIVE_SYNTAXES:
@@ -61,6 +71,8 @@ def _decode(frame: bytes, number: int, layout: PixelFormat, syntax: UID) -> npt.
         raise
     except (RuntimeError, ValueError, OSError, MemoryError, TypeError) as error:
         raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number}: {type(error).__name__}.") from error
+    if pixels.dtype.kind == "i" and not layout.signed:
+        raise IngestError(Reason.FRAME_UNDECODABLE, f"frame {number} is signed, the header says unsigned.")
     if pixels.shape != shape or pixels.dtype.itemsize * 8 > layout.bits_allocated:
         found = f"frame {number} decodes to {pixels.shape} {pixels.dtype}"
         raise IngestError(Reason.FRAME_UNDECODABLE, f"{found}, declared are {shape} of {layout.bits_allocated} bits.")

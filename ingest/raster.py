@@ -47,6 +47,8 @@ def plane_lines(dataset: Dataset, num_frames: int) -> list[Line] | None:
     positions = _per_frame(dataset, num_frames, "PlanePositionSequence", "ImagePositionPatient", 3)
     if all(orientation is not None for orientation in orientations):
         check_parallel([_plane(np.zeros(3), orientation) for orientation in orientations])
+    if all(position is None or not np.any(position) for position in positions):
+        return None  # absent, or a placeholder
     pairs = zip(_all_or_none(positions, "ImagePositionPatient"), orientations, strict=False)
     lines = [_plane(position, orientation) for position, orientation in pairs]
     if lines and all(line.direction is None for line in lines):
@@ -85,6 +87,8 @@ def frame_lines(dataset: Dataset, num_frames: int) -> list[Line] | None:
         IngestError: NOT_RASTER when a B-scan has more than two points (a circle or a curve), or no length.
     """
     found = _per_frame(dataset, num_frames, "OphthalmicFrameLocationSequence", "ReferenceCoordinates", None)
+    if all(points is None or not np.any(points) for points in found):
+        return None  # absent, or a placeholder
     lines = []
     for points in _all_or_none(found, "ReferenceCoordinates"):
         if len(points) != 4:

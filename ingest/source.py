@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from ingest.archive import list_members
 from ingest.errors import IngestError, SourceError
@@ -23,6 +25,9 @@ COHORT_ROOT: Final = "retinal_oct/"
 UNSAFE_MEMBER: Final = "its archive is unsafe."
 MEMBER: Final = re.compile(r"(.*?[^/]\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 """File names may hold `.zip!` too: this takes the first."""
+
+IRREGULAR_BYTES: Final = -1
+"""The size of what is no file, in listings: no file has it."""
 
 COUNTED_EXTENSIONS: Final = frozenset({
     ".7z", ".bak", ".bmp", ".bz2", ".csv", ".doc", ".docx", ".e2e", ".fda", ".fds", ".gif", ".gz", ".htm", ".html",
@@ -67,9 +72,14 @@ def discover(source: str) -> Discovery:
     Raises:
         SourceError: if SOURCE cannot be listed, or a manifest cannot be read as a table.
     """
-    sizes = list_files(source)
+    listing = list_files(source)
+    sizes = {path: size for path, size in listing.items() if size != IRREGULAR_BYTES}
     found = {path: size for path, size in sizes.items() if is_candidate(path)}
-    settled: dict[str, Settled] = {}
+    settled = {
+        path: Settled(path=path, bytes=None, reason=Reason.IO_UNREADABLE, detail="it is no regular file.")
+        for path in listing.keys() - sizes.keys()
+        if _may_be_input(path)
+    }
     for path in sorted(path for path in sizes if _extension(path) == ".zip"):
         members, rows = _open_archive(source, path, sizes[path], known=found.keys() | settled.keys())
         settled.update((row.path, row) for row in rows)
@@ -95,11 +105,33 @@ def list_files(source: str) -> dict[str, int]:
         fs, root = fsspec.core.url_to_fs(source)
         if not fs.isdir(root):
             raise SourceError(f"SOURCE {source} is not a folder: give the folder that holds retinal_oct/.")
-        found = fs.find(root, detail=True)
+        found = _walk(fs, root)
     except (OSError, ValueError, ImportError) as error:
         raise SourceError(f"SOURCE {source} cannot be listed: {_without_path(error)}.") from error
     prefix = root.rstrip("/") + "/"
     return {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
+
+
+def _walk(fs: Any, root: str) -> dict[str, Any]:
+    """Every file under `root`, through links to folders too; each real folder once, so that no link leads in a circle.
+
+    What is neither file nor folder (a pipe, a device, a link to nothing) has no bytes: reading it could wait for ever.
+    """
+    found: dict[str, Any] = {}
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(folder) if isinstance(fs, LocalFileSystem) else folder
+        if real in seen:
+            continue
+        seen.add(real)
+        for path, info in fs.find(folder, detail=True).items():
+            if info.get("type") == "directory" or (info.get("islink") and fs.isdir(path)):
+                folders.append(path)
+            else:
+                regular = info.get("type", "file") == "file" or fs.isfile(path)
+                found[path] = info if regular else {"size": IRREGULAR_BYTES}
+    return found
 
 
 def is_candidate(path: str) -> bool:
@@ -132,6 +164,10 @@ def find_candidate(source: str, known: Collection[str] = ()) -> str | None:
 def _extension(path: str) -> str:
     suffix = PurePosixPath(path).suffix.lower().strip()  # a copied name may end in a space
     return "" if suffix[1:].isdigit() else suffix
+
+
+def _may_be_input(path: str) -> bool:
+    return is_candidate(path) or _extension(path) == ".zip"
 
 
 def _counted_as(path: str) -> str:
@@ -179,7 +215,8 @@ def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, Manif
         base = str(PurePosixPath(path).parent).removesuffix("retinal_oct")
         for row in _manifest_lines(source, path):
             relative = str(PurePosixPath((row["filepath"] or "").strip().lstrip("/")))
-            if relative != ".":
+            ours = COHORT_ROOT in relative or PurePosixPath(path).parent.name in {"", "retinal_oct"}
+            if relative != "." and ours:
                 home = str(PurePosixPath(base) / relative)
                 listed[_canonical(relative)] = (home if COHORT_ROOT in home else relative, _manifest_row(row))
     return listed
@@ -190,9 +227,8 @@ def _manifest_lines(source: str, path: str) -> list[dict[str, Any]]:
         with SourceReader(source) as reader:
             text = reader.read(path).decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-        if "filepath" not in (rows.fieldnames or ()):
-            raise SourceError(f"{path} has no column filepath: it is no AI-READI manifest.")
-        return list(rows)
+        # Every folder of AI-READI has a manifest.tsv, of other columns: of electrocardiograms, of photographs.
+        return list(rows) if "filepath" in (rows.fieldnames or ()) else []
     except (IngestError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read as a table in UTF-8: {error}.") from error
 

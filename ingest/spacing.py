@@ -35,8 +35,13 @@ REPEAT_SHARE: Final = 0.1
 GAP_STEPS: Final = 3.0
 """A gap over three steps loses more than the resampler may invent (DESIGN section 5)."""
 
-ROUNDED_PX: Final = 0.75
-"""Rounding moves a line by at most half a pixel; the fitted grid may lie a quarter off."""
+ROUNDED_PX: Final = 1.0
+"""Rounding moves the ends of a line by half a pixel at most, along either axis; the fitted grid may lie off too."""
+SKIP_STEPS: Final = 1.5
+SKIP_SHARE: Final = 0.05
+"""A few wide gaps are B-scans that are missing; many, evenly spread, are places that were rounded."""
+EVEN_STEPS: Final = 1.0
+"""Places within a step of an even grid are that grid, rounded or tracked: its step is their mean; a gap is none."""
 
 Floats = npt.NDArray[np.float64]
 PixelSpacing = tuple[float, float]
@@ -147,7 +152,8 @@ def _positions(
     if locations:
         # Localizer pixels: the B-scan's own length, columns x lateral spacing, is the scale (AI-READI has no other).
         length = float(np.median([line.length for line in locations]))
-        along, name = _unrounded(_along_normal(locations))
+        whole = np.allclose([line.middle * 2 % 1 for line in locations], 0.0, atol=1e-6)
+        along, name = _unrounded(_along_normal(locations), whole=whole)
         along = along * (width[0] * width[1] / length if length else 0.0)
         if np.ptp(along) > 0:
             return along, name
@@ -156,14 +162,13 @@ def _positions(
     return None, ""
 
 
-def _unrounded(along: Floats) -> tuple[Floats, str]:
+def _unrounded(along: Floats, *, whole: bool) -> tuple[Floats, str]:
     """Lines that were rounded to whole pixels of the localizer, put back on the even grid that they came from.
 
     A quirk of devices: at less than a pixel a step, rounded lines repeat, and their gaps say nothing of the step.
     """
     ranks = np.arange(len(along), dtype=np.float64)
     straight = np.polynomial.Polynomial.fit(ranks, along, 1)(ranks)
-    whole = np.allclose(along * 2, np.round(along * 2), atol=1e-6)
     even = bool(np.abs(along - straight).max() <= ROUNDED_PX)
     if whole and even and not np.allclose(along, straight, atol=1e-6):
         return straight, "frame_locations_unrounded"
@@ -227,9 +232,18 @@ def _stack_order(dataset: Dataset, num_frames: int) -> Floats:
         if (item := first_item(group, "FrameContentSequence")) is not None
     ]
     ranks = [number for number in numbers_found if number is not None]
-    if len(set(ranks)) == num_frames:
+    if len(ranks) == num_frames and len(set(ranks)) > 1:
+        _check_numbering(sorted(ranks))
         return np.argsort(np.argsort(ranks)).astype(np.float64)
     return np.arange(num_frames, dtype=np.float64)
+
+
+def _check_numbering(numbers: list[int]) -> None:
+    """A numbering has each number once, and leaves none out that the resampler would have to invent."""
+    gaps = np.diff(numbers)
+    if gaps.min() == 0 or gaps.max() > GAP_STEPS:
+        detail = "InStackPositionNumber repeats, or leaves out more than two B-scans."
+        raise IngestError(Reason.POSITIONS_NONMONOTONE, detail)
 
 
 def _ordered(along: Floats, spacings: Floats, pixel: PixelSpacing, source: str) -> ScanGeometry:
@@ -242,8 +256,11 @@ def _ordered(along: Floats, spacings: Floats, pixel: PixelSpacing, source: str) 
         raise IngestError(Reason.POSITIONS_NONMONOTONE, f"B-scan positions repeat: a step of {gaps.min():.4g} mm.")
     if gaps.max() > GAP_STEPS * median:
         raise IngestError(Reason.POSITIONS_NONMONOTONE, f"a gap of {gaps.max() / median:.1f} steps between B-scans.")
-    uniform = gaps.max() - gaps.min() <= FRAME_TOLERANCE * median
-    step = float(positions[-1] / len(gaps)) if uniform else median
+    mean = float(positions[-1] / len(gaps))
+    wander = np.abs(positions - mean * np.arange(len(positions))).max()
+    skips = np.count_nonzero(gaps > SKIP_STEPS * median)
+    skipped = 0 < skips <= max(1, SKIP_SHARE * len(gaps))
+    step = mean if wander <= EVEN_STEPS * mean and not skipped else median
     low, high = spacings.min(axis=0), spacings.max(axis=0)
     return ScanGeometry(
         order=tuple(int(index) for index in order),

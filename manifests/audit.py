@@ -120,6 +120,7 @@ def read_tables(url: str) -> Tables:
     fs, root = fsspec.core.url_to_fs(url)
     if not fs.exists(root):
         raise NoDatasetError(f"there is no dataset at {url}.")
+    _read(fs, f"{root}/_SUCCESS")
     rows = {name: _read_rows(fs, f"{root}/manifests/{name}.csv", columns) for name, columns in TABLES.items()}
     try:
         info = json.loads(_read(fs, f"{root}/dataset.json"))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.uid import UID
+from pydicom import dcmwrite
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from ingest.convert import FIRST_HEAD_BYTES, convert_file, probe_file, probe_head
 from ingest.geometry import BLOCK6, FIT, METHODS
@@ -255,3 +256,67 @@ def test_a_header_that_is_cut_anywhere_is_a_truncated_one(scan: Any) -> None:
     between_elements = {Reason.META_HEADER_INVALID, Reason.WRONG_SOP_CLASS, Reason.PIXELDATA_MISSING}
     assert set(elsewhere) <= between_elements
     assert len(elsewhere) < len(reasons) / 20
+
+
+def test_frames_that_the_grid_does_not_need_are_judged_too(scan: Any) -> None:
+    """A copy that was broken off and filled up with zeros lies outside of the crop of `methods`."""
+    good = scan("spectralis_ppol_mac_hr_oct")
+    volume = good.volume.copy()
+    volume[-4:] = 0
+    for geometry in (METHODS, BLOCK6, FIT):
+        result = convert_file(encode_dicom(volume, good.header), good.path, None, geometry)
+        assert isinstance(result, Rejection)
+        assert result.reason is Reason.CONSTANT_FRAMES
+
+
+@pytest.mark.parametrize(("keyword", "value", "reason"), [("BitsStored", 4, "FRAME_UNDECODABLE"), ("HighBit", 6, "")])
+def test_grey_levels_must_fit_the_bits_that_are_declared(scan: Any, keyword: str, value: int, reason: str) -> None:
+    good = scan(MACULA)
+    dataset = good.dataset()
+    setattr(dataset, keyword, value)
+    if keyword == "BitsStored":
+        dataset.HighBit = value - 1
+    attach_native(dataset, good.volume)
+    result = convert_file(serialise(dataset), good.path, None, BLOCK6)
+    assert isinstance(result, Rejection)
+    assert result.reason is Reason[reason or "PHOTOMETRIC_UNSUPPORTED"]
+
+
+def test_bytes_in_big_endian_words_are_put_in_order(scan: Any) -> None:
+    """PS3.5 section 8.1.2: the first pixel is the lower byte of the word, which big endian writes second."""
+    good = scan(MACULA)
+    expected = accepted(good)
+    dataset = good.dataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    dataset.add_new(0x7FE00010, "OW", good.volume.reshape(-1, 2)[:, ::-1].tobytes())
+    buffer = io.BytesIO()
+    dcmwrite(buffer, dataset, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    result = convert_file(buffer.getvalue(), good.path, None, BLOCK6)
+    assert isinstance(result, VolumeRecord), result
+    assert np.array_equal(result.volume, expected.volume)
+
+
+@pytest.mark.parametrize("numbers", [[*range(1, 20), 90], [1, *range(1, 20)]])
+def test_a_stack_numbering_with_holes_or_repeats_is_refused(scan: Any, numbers: list[int]) -> None:
+    good = scan("cirrus_mac_oct")
+    dataset = good.dataset()
+    for group, number in zip(dataset.PerFrameFunctionalGroupsSequence, numbers, strict=False):
+        group.FrameContentSequence[0].InStackPositionNumber = number
+    numbered = [group.FrameContentSequence[0] for group in dataset.PerFrameFunctionalGroupsSequence]
+    numbered[-1].InStackPositionNumber = numbers[-1]
+    attach_native(dataset, good.volume)
+    result = convert_file(serialise(dataset), good.path, None, BLOCK6)
+    assert isinstance(result, Rejection)
+    assert result.reason is Reason.POSITIONS_NONMONOTONE
+
+
+@pytest.mark.parametrize("quantum", [0.05, 0.1])
+def test_rounded_positions_keep_their_step(scan: Any, quantum: float) -> None:
+    good = scan("spectralis_ppol_mac_hr_oct")
+    true = np.arange(61) * 0.1279
+    places = (np.round(true / quantum) * quantum).tolist()
+    header = dataclasses.replace(good.header, frames=plane_frames(places, 9.3))
+    data = encode_dicom(np.tile(good.volume, (4, 1, 1))[:61], header)
+    result = probe_file(io.BytesIO(data), good.path, None)
+    assert isinstance(result, Probed), result
+    assert result.scan.spacing_mm[0] == pytest.approx(0.1279, rel=0.01)

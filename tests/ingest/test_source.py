@@ -1,6 +1,7 @@
 """Discovery: the union of listing and manifest, archives opened safely, nothing lost."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -149,9 +150,6 @@ def test_a_store_that_gives_no_bytes_is_not_a_damaged_file(tmp_path: Path, monke
 def test_sources_that_cannot_be_used_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a folder"):
         discover(str(tmp_path / "nowhere"))
-    fill(tmp_path, {"retinal_oct/manifest.tsv": b"a\tb\n1\t2\n"})
-    with pytest.raises(SourceError, match="filepath"):
-        discover(str(tmp_path))
     for data in (b"filepath\n" + b"x" * 200_000, b"filepath\n\xff"):
         fill(tmp_path, {"retinal_oct/manifest.tsv": data})
         with pytest.raises(SourceError, match="as a table in UTF-8"):
@@ -171,3 +169,45 @@ def test_what_the_system_says_of_a_listing_names_no_file(tmp_path: Path, monkeyp
 def test_the_cohort_table_nearest_to_the_top_is_found(tmp_path: Path) -> None:
     source = fill(tmp_path, {"dataset/participants.tsv": b"", "dataset/old/participants.tsv": b""})
     assert find_participants(source) == f"{source}/dataset/participants.tsv"
+
+
+def test_tables_of_other_folders_are_not_this_cohorts(tmp_path: Path) -> None:
+    """Each folder of AI-READI has a manifest.tsv: of electrocardiograms, of photographs."""
+    source = fill(
+        tmp_path,
+        {
+            "cardiac_ecg/manifest.tsv": b"wfdb_hea_filepath\n/cardiac_ecg/x.hea\n",
+            "retinal_photography/manifest.tsv": b"filepath\n/retinal_photography/x.dcm\n",
+            "retinal_oct/manifest.tsv": b"filepath\n/retinal_oct/a.dcm\n/retinal_oct/b.dcm\n",
+            "retinal_oct/a.dcm": b"1",
+        },
+    )
+    found = discover(source)
+    assert [entry.path for entry in found.entries] == ["retinal_oct/a.dcm"]
+    assert [(row.path, row.reason) for row in found.settled] == [("retinal_oct/b.dcm", Reason.FILE_MISSING)]
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    """1.3 TB often lie on another disk than the cohort's folder."""
+    source = fill(tmp_path / "source", {"retinal_oct/a.dcm": b"1"})
+    fill(tmp_path / "disk", {"1001/b.dcm": b"22", "1001/deep/c.dcm": b"333"})
+    (tmp_path / "source/retinal_oct/topcon").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/1001/circle").symlink_to(tmp_path / "source")
+    found = {entry.path: entry.bytes for entry in discover(source).entries}
+    prefix = "retinal_oct/topcon/1001"
+    assert found == {"retinal_oct/a.dcm": 1, f"{prefix}/b.dcm": 2, f"{prefix}/deep/c.dcm": 3}
+    with SourceReader(source) as reader:
+        assert reader.read(f"{prefix}/b.dcm") == b"22"
+
+
+def test_what_is_no_file_is_a_row_and_is_never_opened(tmp_path: Path) -> None:
+    """Reading a named pipe waits for ever."""
+    source = fill(tmp_path, {"retinal_oct/a.dcm": b"1"})
+    os.mkfifo(tmp_path / "retinal_oct/pipe.dcm")
+    (tmp_path / "retinal_oct/broken.dcm").symlink_to(tmp_path / "nowhere")
+    found = discover(source)
+    assert [entry.path for entry in found.entries] == ["retinal_oct/a.dcm"]
+    assert {(row.path, row.reason) for row in found.settled} == {
+        ("retinal_oct/pipe.dcm", Reason.IO_UNREADABLE),
+        ("retinal_oct/broken.dcm", Reason.IO_UNREADABLE),
+    }

@@ -241,7 +241,7 @@ def test_any_disagreement_between_tables_is_a_problem(dataset: str, change: Chan
 def test_missing_and_changed_tables_are_one_sentence(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(NoDatasetError, match="there is no dataset at"):
         audit(str(tmp_path / "nowhere"))
-    with pytest.raises(AuditError, match=r"sources\.csv is missing"):
+    with pytest.raises(AuditError, match=r"_SUCCESS is missing"):
         audit(str(tmp_path))
     table = Path(dataset, "manifests", "samples.csv")
     table.write_bytes(table.read_bytes().replace(b"participant_id", b"person", 1))
