@@ -149,8 +149,8 @@ def check_uid(dataset: Dataset) -> str:
     Raises:
         IngestError: META_HEADER_INVALID without a valid one.
     """
-    uid = text(dataset, "SOPInstanceUID") or ""
-    if not UID.fullmatch(uid):
+    uid = "".join(texts(dataset, "SOPInstanceUID")[:1])
+    if not UID.fullmatch(uid) or len(texts(dataset, "SOPInstanceUID")) != 1:
         raise IngestError(Reason.META_HEADER_INVALID, "there is no valid SOPInstanceUID.")
     return uid
 
@@ -158,7 +158,7 @@ def check_uid(dataset: Dataset) -> str:
 def agreed_participant(dataset: Dataset, by_path: PathIdentity) -> str:
     """PatientID, which must be the participant of the path; raises PARTICIPANT_PATH_MISMATCH."""
     by_header = text(dataset, "PatientID")
-    if not by_header or not PARTICIPANT.fullmatch(by_header):
+    if not by_header or not PARTICIPANT.fullmatch(by_header) or len(texts(dataset, "PatientID")) != 1:
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "PatientID is missing or is not a participant number.")
     if by_path.participant_id not in {None, by_header}:
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "PatientID is not the participant of the path.")

@@ -122,7 +122,7 @@ def _pair(values: tuple[float, ...] | None) -> PixelSpacing | None:
 
 def manifest_spacing(manifest: ManifestRow | None) -> PixelSpacing | None:
     """The manifest's (axial, lateral) mm, from `[0.003872, 0.01206]`; `Varies by frame` and other words are none."""
-    found = re.findall(r"\d+\.?\d*(?:[eE]-?\d+)?", (manifest and manifest.pixel_spacing) or "")
+    found = re.findall(r"-?\d*\.?\d+(?:[eE]-?\d+)?", (manifest and manifest.pixel_spacing) or "")
     return (float(found[0]), float(found[1])) if len(found) == 2 else None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
@@ -165,3 +166,17 @@ def test_region_is_the_manifests_if_it_is_a_known_one() -> None:
     assert anatomic_region("cirrus_disc_oct", ManifestRow(anatomic_region="Jane Doe")) == "Optic Disc"
     assert anatomic_region("cirrus_mac_oct", ManifestRow(anatomic_region="Macula, 1985 x 0312")) == "Macula"
     assert anatomic_region("maestro2_3d_wide_oct", None) == "Wide Field"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "reason"), [("SOPInstanceUID", "META_HEADER_INVALID"), ("PatientID", "PARTICIPANT_PATH_MISMATCH")]
+)
+def test_who_it_is_is_said_once(scan: Any, keyword: str, reason: str) -> None:
+    dataset = scan("cirrus_mac_oct").dataset()
+    values = [str(dataset[keyword].value), "4999"]
+    del dataset[keyword]
+    with disable_value_validation():
+        dataset.add_new(keyword, "LO", values)
+        with pytest.raises(IngestError) as caught:
+            identify(dataset, scan("cirrus_mac_oct").path, None)
+    assert caught.value.reason is Reason[reason]
