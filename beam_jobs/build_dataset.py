@@ -21,7 +21,7 @@ from beam_jobs.transforms import (
     Pack,
     Probe,
     Settle,
-    element_of,
+    elements_of,
     shards_of,
 )
 from ingest.source import read_source_file
@@ -40,7 +40,7 @@ def build(pipeline: beam.Pipeline, job: IngestJob) -> None:
     packed = (
         probed.files
         | "ByUid" >> beam.GroupBy(lambda file: file.sop_instance_uid)
-        | "Element" >> beam.Map(element_of, participants, job)
+        | "Elements" >> beam.FlatMap(elements_of, participants, job)
         | "ByShelf" >> beam.GroupByKey()
         | "CutShards" >> beam.FlatMap(shards_of, job)
         | "SpreadShards" >> beam.Reshuffle()
@@ -75,7 +75,7 @@ def build_retry(pipeline: beam.Pipeline, job: IngestJob) -> None:
     packed = (
         probed.files
         | "ByUid" >> beam.GroupBy(lambda file: file.sop_instance_uid)
-        | "Element" >> beam.Map(element_of, participants, job)
+        | "Elements" >> beam.FlatMap(elements_of, participants, job)
         | "Shelf" >> beam.Map(shelf_of, held)
         | "ByShelf" >> beam.GroupByKey()
         | "CutShards" >> beam.FlatMap(shards_again, job, held)

@@ -80,9 +80,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     with tempfile.TemporaryFile() as file:
         with ShardWriter(cast("BinaryIO", file), plan.shard) as writer:
             for element in plan.elements:
-                outcomes = _settle([_read(ref, job, tools, seconds) for ref in element.files])
-                outcomes = [_in_its_place(outcome, element, job) for outcome in outcomes]
-                for outcome in outcomes:
+                for outcome in _outcomes(element, job, tools, seconds):
                     if isinstance(outcome.result, VolumeRecord):
                         samples.append(_add(writer, element, outcome.result, job, participants, seconds))
                     sources.append(_source_row(outcome, element, plan.shard))
@@ -94,10 +92,17 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
         samples=tuple(samples),
         sources=tuple(sources),
         seconds=dict(seconds),
-        bytes_read=sum(ref.bytes for element in plan.elements for ref in element.files),
+        bytes_read=sum(ref.bytes for element in plan.elements for ref in (*element.files, *element.rivals)),
     )
     _record(packed, plan, job)
     return packed
+
+
+def _outcomes(element: Element, job: IngestJob, tools: Tools, seconds: Seconds) -> list[Outcome]:
+    """What became of the element's own files; its rivals are settled with them, and have their rows elsewhere."""
+    contenders = sorted((*element.files, *element.rivals), key=lambda file: file.path)
+    settled = _settle([_read(file, job, tools, seconds) for file in contenders])
+    return [_in_its_place(outcome, element, job) for outcome in settled if outcome.file in element.files]
 
 
 def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outcome:
@@ -128,10 +133,7 @@ def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outc
 
 
 def _in_its_place(outcome: Outcome, element: Element, job: IngestJob) -> Outcome:
-    """An element has the key and the split of its first file: no file of somebody else may take them.
-
-    That two participants, devices or eyes share a UID is for a person to look at, whichever of the files is whole.
-    """
+    """The key and the split were planned from what the probe saw: a file that is another's by now may not take them."""
     if not isinstance(outcome.result, VolumeRecord):
         return outcome
     identity = outcome.result.probed.identity
@@ -145,8 +147,8 @@ def _in_its_place(outcome: Outcome, element: Element, job: IngestJob) -> Outcome
     )
     if key == element.key:
         return outcome
-    detail = "another file with its SOP Instance UID is of another participant, device, eye or protocol."
-    rejection = Rejection(reason=Reason.DUP_SOP_UID_CONFLICT, detail=detail, facts=outcome.result.facts)
+    detail = "it changed while the job ran: its header was another when it was probed."
+    rejection = Rejection(reason=Reason.IO_UNREADABLE, detail=detail, facts=outcome.result.facts)
     return dataclasses.replace(outcome, result=rejection)
 
 

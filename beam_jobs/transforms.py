@@ -19,7 +19,7 @@ from ingest.reader import SourceReader
 from ingest.record import Probed, Rejection
 from ingest.source import Entry, Settled, discover
 from manifests.cohort import Participant
-from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_element
+from manifests.plan import Element, FileRef, ShardPlan, cut_shards, make_elements
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
 
@@ -106,12 +106,12 @@ class Settle(beam.DoFn):
         yield row
 
 
-def element_of(
+def elements_of(
     group: tuple[str, Iterable[FileRef]], participants: Mapping[str, Participant], job: IngestJob
-) -> tuple[tuple[str, str], Element]:
-    """Files of one SOP Instance UID -> their element, by split and device."""
-    element = make_element(group[1], participants, job.hash_key)
-    return (element.split, element.device), element
+) -> list[tuple[tuple[str, str], Element]]:
+    """Files of one SOP Instance UID -> their elements, by split and device."""
+    elements = make_elements(group[1], participants, job.hash_key)
+    return [((element.split, element.device), element) for element in elements]
 
 
 def shards_of(shelf: tuple[tuple[str, str], Iterable[Element]], job: IngestJob) -> list[ShardPlan]:

@@ -36,12 +36,17 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """The files that share one SOP Instance UID, in path order: at most one of them becomes a sample."""
+    """The files that share one SOP Instance UID and one key, in path order: at most one of them becomes a sample.
+
+    `rivals` have the UID too, but are of another participant, device, eye or protocol: each has an element of its own,
+    and is read here only to learn whether it is valid.
+    """
 
     key: str
     split: Split
     device: Device
     files: tuple[FileRef, ...]
+    rivals: tuple[FileRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +64,39 @@ class ShardPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_element(files: Iterable[FileRef], participants: Mapping[str, Participant], hash_key: bytes) -> Element:
-    """Group files of one SOP Instance UID; identity is that of the first path.
+def make_elements(files: Iterable[FileRef], participants: Mapping[str, Participant], hash_key: bytes) -> list[Element]:
+    """Group files of one SOP Instance UID by their key: one element, unless a UID is used for two scans."""
+    by_key: dict[str, list[FileRef]] = defaultdict(list)
+    for file in sorted(files, key=lambda file: file.path):
+        by_key[_key(file, hash_key)].append(file)
+    return [
+        Element(
+            key=key,
+            split=split_of(own[0].participant_id, participants, hash_key),
+            device=own[0].device,
+            files=tuple(own),
+            rivals=tuple(file for other, rivals in sorted(by_key.items()) for file in rivals if other != key),
+        )
+        for key, own in sorted(by_key.items())
+    ]
 
-    The split is the participant's `recommended_split`, else a keyed hash 70/15/15.
-    """
-    ordered = tuple(sorted(files, key=lambda file: file.path))
-    first = ordered[0]
-    key = sample_key(
-        participant_id=first.participant_id,
-        device=first.device,
-        laterality=first.laterality,
-        protocol=first.protocol,
-        sop_instance_uid=first.sop_instance_uid,
+
+def _key(file: FileRef, hash_key: bytes) -> str:
+    return sample_key(
+        participant_id=file.participant_id,
+        device=file.device,
+        laterality=file.laterality,
+        protocol=file.protocol,
+        sop_instance_uid=file.sop_instance_uid,
         hash_key=hash_key,
     )
-    participant = participants.get(first.participant_id)
+
+
+def split_of(participant_id: str, participants: Mapping[str, Participant], hash_key: bytes) -> Split:
+    """The participant's `recommended_split`, else a keyed hash 70/15/15."""
+    participant = participants.get(participant_id)
     recommended = participant.recommended_split if participant else None
-    split = recommended or hashed_split(first.participant_id, hash_key)
-    return Element(key=key, split=split, device=first.device, files=ordered)
+    return recommended or hashed_split(participant_id, hash_key)
 
 
 def cut_shards(elements: Iterable[Element], *, samples_per_shard: int) -> list[ShardPlan]:
@@ -110,8 +129,8 @@ def plan(
         by_uid[file.sop_instance_uid].append(file)
     by_shelf: dict[tuple[str, str], list[Element]] = defaultdict(list)
     for group in by_uid.values():
-        element = make_element(group, participants, hash_key)
-        by_shelf[element.split, element.device].append(element)
+        for element in make_elements(group, participants, hash_key):
+            by_shelf[element.split, element.device].append(element)
     return [
         shard
         for shelf in sorted(by_shelf)

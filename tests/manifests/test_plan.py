@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from manifests.cohort import Participant
 from manifests.keys import default_hash_key, hashed_split, sample_key
-from manifests.plan import FileRef, ShardPlan, cut_shards, make_element, plan
+from manifests.plan import FileRef, ShardPlan, cut_shards, make_elements, plan
 from shards.schema import DEVICES
 
 HASH_KEY = default_hash_key(None)
@@ -46,7 +46,13 @@ def test_every_file_is_planned_exactly_once_and_uids_stay_together(inputs: list[
     shards = _plan(inputs)
     elements = [element for shard in shards for element in shard.elements]
     assert Counter(file.path for element in elements for file in element.files) == Counter(f.path for f in inputs)
-    assert len(elements) == len({file.sop_instance_uid for file in inputs})
+    by_uid = {
+        uid: {f.path for f in inputs if f.sop_instance_uid == uid} for uid in {f.sop_instance_uid for f in inputs}
+    }
+    for element in elements:
+        assert {f.path for f in (*element.files, *element.rivals)} == by_uid[element.files[0].sop_instance_uid]
+        assert len({(f.participant_id, f.device, f.laterality, f.protocol) for f in element.files}) == 1
+    assert len({element.key for element in elements}) == len(elements)
     assert len({shard.shard for shard in shards}) == len(shards)
 
 
@@ -76,7 +82,7 @@ def test_recommended_split_wins_and_else_a_participant_has_one_split() -> None:
     ]
     splits: dict[str, set[str]] = {}
     for file in inputs:
-        element = make_element([file], cohort, HASH_KEY)
+        (element,) = make_elements([file], cohort, HASH_KEY)
         splits.setdefault(file.participant_id, set()).add(element.split)
     assert splits["4002"] == {"test"}
     assert splits["1001"] == {hashed_split("1001", HASH_KEY)}
@@ -103,7 +109,7 @@ def test_no_volume_of_a_participant_overwrites_another() -> None:
         )
         for number in range(24)
     ]
-    elements = [make_element([file], {}, HASH_KEY) for file in inputs]
+    elements = [element for file in inputs for element in make_elements([file], {}, HASH_KEY)]
     assert len({element.key for element in elements}) == 24
     assert sum(len(shard.elements) for shard in cut_shards(elements[:6], samples_per_shard=4)) == 6
 
