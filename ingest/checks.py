@@ -6,10 +6,10 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
-from ingest.cross_check import cautions, check_depth, check_step, check_top_level
+from ingest.cross_check import cautions
 from ingest.errors import IngestError
 from ingest.facts import known_facts
-from ingest.fields import integer, text
+from ingest.fields import integer, items, raw, text
 from ingest.header import Header
 from ingest.identity import check_image_kind, check_uid, identify
 from ingest.record import Limits, Probed
@@ -19,6 +19,11 @@ from manifests.plan import ManifestRow
 from manifests.reasons import Reason
 
 PHOTOMETRIC: Final = ("MONOCHROME1", "MONOCHROME2")
+READ_LATER: Final = (
+    *("ImageType", "Modality", "PatientID", "Manufacturer", "ManufacturerModelName", "ImageLaterality", "Laterality"),
+    *("PhotometricInterpretation", "BurnedInAnnotation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 def check_header(header: Header, path: str, manifest: ManifestRow | None, limits: Limits) -> Probed:
@@ -31,6 +36,7 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     check_uid(dataset)
     check_meta(header, path)
     check_limits(dataset, limits)
+    check_readable(dataset)
     check_image_kind(dataset)
     identity = identify(dataset, path, manifest)
     check_pixel_data(header)
@@ -40,9 +46,6 @@ def check_header(header: Header, path: str, manifest: ManifestRow | None, limits
     check_photometric(dataset)
     check_enough_frames(num_frames, limits)
     scan = scan_geometry(dataset, num_frames, identity, manifest)
-    check_depth(scan, integer(dataset, "Rows") or 0)
-    check_top_level(dataset, scan)
-    check_step(dataset, scan, identity)
     facts = replace(
         known_facts(header, path, manifest),
         participant_id=identity.participant_id,
@@ -101,6 +104,14 @@ def check_limits(dataset: Dataset, limits: Limits) -> None:
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"over {limits.max_frames} frames are declared.")
     if max(frames, 1) * rows * columns > limits.max_voxels:
         raise IngestError(Reason.PARSE_LIMIT_EXCEEDED, f"over {limits.max_voxels} voxels are declared.")
+
+
+def check_readable(dataset: Dataset) -> None:
+    """Values that any later check reads, also those behind the pixels' decoding; raises PARSER_CRASH."""
+    for keyword in READ_LATER:
+        raw(dataset, keyword)
+    for keyword in GROUPS:
+        items(dataset, keyword)
 
 
 def check_num_frames(dataset: Dataset) -> int:

@@ -20,7 +20,7 @@ from ingest.checks import (
     check_syntax,
 )
 from ingest.convert import attempt, bright_is_high
-from ingest.cross_check import cautions, check_depth, check_step, check_top_level
+from ingest.cross_check import cautions
 from ingest.errors import IngestError
 from ingest.fields import integer, items, text
 from ingest.findings import NOT_REACHED, OK, WARNING, Check, Finding, Request, Said
@@ -36,6 +36,7 @@ from ingest.identity import (
     identify,
     model_name,
     path_identity,
+    read_path,
 )
 from ingest.intensity import check_content, check_repeats, retina_center_mm
 from ingest.pixels import check_bits, decode_frames
@@ -53,7 +54,7 @@ SPACING_REASONS: Final = (Reason.SPACING_MISSING, Reason.SPACING_INVALID, Reason
 SCAN_REASONS: Final = (*SPACING_REASONS, Reason.NOT_RASTER, Reason.POSITIONS_NONMONOTONE)
 
 UNNAMED: Final = PathIdentity(participant_id=None, device=None, protocol=None, laterality=None)
-"""A path whose parts disagree says nothing."""
+"""What a path says that was not looked at."""
 
 Value = TypeVar("Value")
 
@@ -135,7 +136,8 @@ class Checkup:
 
     def path(self) -> str:
         """What folders and file name say; without the header."""
-        self._by_path = found = path_identity(self._request.path)
+        self._by_path = read_path(self._request.path)
+        found = path_identity(self._request.path)
         said = {
             "participant": found.participant_id,
             "device": found.device,
@@ -165,7 +167,7 @@ class Checkup:
     def identity(self) -> str:
         """The SOP Instance UID, and path and header as a whole."""
         dataset = self._header.dataset
-        if None in {self._by_path, self._participant_id, self._device, self._side}:
+        if self._named.conflicts or None in (self._by_path, self._participant_id, self._device, self._side):
             raise NotReachedError("path, participant, device and laterality come first.")
         self._identity = identify(dataset, self._request.path, self._request.manifest)
         return f"protocol {self._identity.protocol}, {self._identity.anatomic_region}."
@@ -258,9 +260,6 @@ class Checkup:
         if not isinstance(self._scan, ScanGeometry):
             raise NotReachedError("it needs a scan.")
         scan, dataset, identity = self._scan, self._header.dataset, self._assumed_identity()
-        check_depth(scan, integer(dataset, "Rows") or 0)
-        check_top_level(dataset, scan)
-        check_step(dataset, scan, identity)
         shape = (len(scan.order), integer(dataset, "Rows") or 0, integer(dataset, "Columns") or 0)
         found = cautions(scan, shape, identity.protocol, manifest_spacing(self._request.manifest))
         extent = f"{scan.spacing_mm[0] * shape[0]:.3g} x {scan.spacing_mm[2] * shape[2]:.3g} mm"

@@ -18,6 +18,9 @@ from shards.schema import Shape, Spacing
 SOURCE_TOLERANCE: Final = 0.05
 """Two statements of one header are of one measurement; vendors round lengths to a hundredth of a millimetre."""
 
+LINE_END_PX: Final = 1.5
+"""Two ends, each rounded to half a pixel of the localizer along both axes, lie nearer or farther by 1.4 at most."""
+
 MANIFEST_TOLERANCE: Final = 0.05
 """The manifest was made from the headers and rounds to four digits: more is another file's row."""
 
@@ -69,10 +72,11 @@ def check_step(dataset: Dataset, scan: ScanGeometry, identity: Identity) -> None
     if identity.device == "zeiss_cirrus":
         return
     holders = [item for _, _, item in groups(dataset, "PixelMeasuresSequence")] + [dataset]
-    for values in filter(None, (numbers(holder, "SpacingBetweenSlices") for holder in holders)):
-        if not np.isfinite(values[0]) or values[0] <= 0:
-            raise IngestError(Reason.SPACING_INVALID, "SpacingBetweenSlices is not a length.")
-        _agree(values[0], scan.spacing_mm[0], "SpacingBetweenSlices")
+    said = [values[0] for holder in holders if (values := numbers(holder, "SpacingBetweenSlices"))]
+    if not all(np.isfinite(value) and value > 0 for value in said):
+        raise IngestError(Reason.SPACING_INVALID, "SpacingBetweenSlices is not a length.")
+    for value in said:
+        _agree(value, scan.spacing_mm[0], "SpacingBetweenSlices")
 
 
 def check_top_level(dataset: Dataset, scan: ScanGeometry) -> None:
@@ -90,8 +94,32 @@ def check_top_level(dataset: Dataset, scan: ScanGeometry) -> None:
         _agree(value, chosen, "PixelSpacing outside of the functional groups")
 
 
+def check_localizer(extent_mm: float, extent_px: float, length_px: float, width_mm: float) -> None:
+    """Plane positions and lines on the localizer must span the same: they are measured apart from one another.
+
+    Lines are often rounded to whole pixels, so a short span says little; one that is rounded away says nothing.
+
+    Args:
+        extent_mm: from the first to the last B-scan, by their plane positions.
+        extent_px: the same on the localizer.
+        length_px: of a B-scan on the localizer.
+        width_mm: of a B-scan, columns x lateral spacing: with `length_px`, the scale of the localizer.
+
+    Raises:
+        IngestError: SPACING_INCONSISTENT.
+    """
+    if not extent_mm or extent_px < LINE_END_PX:
+        return
+    scaled = extent_px * width_mm / length_px
+    tolerance = SOURCE_TOLERANCE + LINE_END_PX * (1 / extent_px + 1 / length_px)
+    if abs(scaled / extent_mm - 1) > tolerance:
+        detail = f"B-scans span {extent_mm:.2f} mm by their plane positions, {scaled:.2f} mm on the localizer."
+        raise IngestError(Reason.SPACING_INCONSISTENT, detail)
+
+
 def _agree(value: float, chosen: float, name: str) -> None:
-    if abs(value / chosen - 1) > SOURCE_TOLERANCE:
+    """NaN, for what is not known, agrees with everything."""
+    if abs(value - chosen) > SOURCE_TOLERANCE * chosen:
         detail = f"{name} says {value:g} mm, the source that comes first {chosen:g} mm."
         raise IngestError(Reason.SPACING_INCONSISTENT, detail)
 

@@ -259,7 +259,7 @@ def _bytes_finding(place: _Place, result: VolumeRecord | Rejection, data: bytes,
     size = f"{place.num_bytes} bytes, at most {limits.max_file_bytes}"
     if not data and isinstance(result, Rejection):
         return Finding(check="bytes", outcome=result.reason.value, found=result.detail)
-    if not is_candidate(place.file):
+    if not is_candidate(place.file) and place.manifest is None:
         return Finding(check="bytes", outcome=WARNING, found=f"{size}; by its name, a job would only count the file.")
     return Finding(check="bytes", outcome=OK, found=f"{size}.")
 

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from ingest.errors import IngestError
 from ingest.fields import integer, text
 from ingest.header import Header
-from ingest.identity import PARTICIPANT, UID, anatomic_region, model_name, path_identity
+from ingest.identity import PARTICIPANT, UID, anatomic_region, model_name, read_path
 from ingest.record import Facts
 from manifests.plan import ManifestRow
 
@@ -19,10 +19,8 @@ Value = TypeVar("Value")
 
 
 def path_facts(path: str) -> Facts:
-    """What the path alone says."""
-    found = _or_none(lambda: path_identity(path))
-    if found is None:
-        return Facts()
+    """What the path alone says; nothing of what its folders and its name disagree on."""
+    found = read_path(path)
     return Facts(
         participant_id=found.participant_id, device=found.device, protocol=found.protocol, laterality=found.laterality
     )

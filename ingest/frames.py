@@ -3,13 +3,17 @@
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ingest.errors import IngestError
-from ingest.fields import integer
+from ingest.faults import Faults
+from ingest.fields import integer, raw
 from ingest.header import UNDEFINED_LENGTH, Header, check_tail
 from ingest.spacing import check_groups
 from ingest.syntaxes import NATIVE_SYNTAXES, Codec, codec_of
@@ -88,22 +92,20 @@ def find_frames(header: Header, layout: PixelFormat, watch: Watch = UNWATCHED) -
     value = _fragments(header.body, start)
     check_tail(header.body[value.stop :], syntax, Reason.TRUNCATED_DATASET)
     check_groups(header.dataset, layout.num_frames)
-    frames = _group(value.fragments, value.offsets, layout.num_frames, codec_of(syntax))
+    frames = _group(value.fragments, _offsets(value.table, header.dataset), layout.num_frames, codec_of(syntax))
+    _check_lengths(frames, header.dataset)
     _check_frames(frames, layout, codec_of(syntax), watch)
     return frames
 
 
 def _check_frames(frames: Sequence[bytes], layout: PixelFormat, codec: Codec, watch: Watch) -> None:
     """Every frame, whether it is needed or not; of several faults the earliest code is the file's reason."""
-    faults: list[IngestError] = []
+    faults = Faults()
+    shape = (layout.rows, layout.columns)
     for number, frame in enumerate(frames):
         watch.frame(layout.rows * layout.columns)  # some codecs must decode to know
-        try:
-            codec.check(frame, (layout.rows, layout.columns), layout.bits_allocated, number)
-        except IngestError as fault:
-            faults.append(fault)
-    if faults:
-        raise min(faults, key=lambda fault: fault.reason.precedence)
+        faults.of(partial(codec.check, frame, shape, layout.bits_allocated, number))
+    faults.raise_first()
 
 
 def _element(body: memoryview, offset: int, syntax: UID) -> tuple[int, int]:
@@ -144,7 +146,7 @@ def _native_frames(value: memoryview, length: int, layout: PixelFormat, *, swapp
 class _Encapsulated:
     """Pixel data in fragments: the basic offset table, (offset, bytes) of each, and where the element ends."""
 
-    offsets: tuple[int, ...]
+    table: bytes
     fragments: list[tuple[int, bytes]]
     stop: int
 
@@ -169,25 +171,50 @@ def _fragments(body: memoryview, start: int) -> _Encapsulated:
     if not found:
         raise IngestError(Reason.NFRAMES_MISMATCH, "encapsulated pixel data without basic offset table and fragments.")
     table = found.pop(0)[1]
-    offsets = struct.unpack(f"<{len(table) // 4}L", table[: len(table) // 4 * 4])
     first = found[0][0] if found else 0
     fragments = [(offset - first, data) for offset, data in found]
-    return _Encapsulated(offsets=offsets, fragments=fragments, stop=position + 8)
+    return _Encapsulated(table=table, fragments=fragments, stop=position + 8)
+
+
+def _offsets(table: bytes, dataset: Dataset) -> tuple[int, ...] | None:
+    """Where frames start, by the basic offset table, or the extended one when that is empty (PS3.3 C.7.6.3.1.8).
+
+    A table of zeros is a placeholder, of writers who did not know the lengths yet: it says nothing.
+    """
+    offsets = _unpacked(table, "L") or _unpacked(raw(dataset, "ExtendedOffsetTable"), "Q")
+    return offsets if offsets and (any(offsets) or len(offsets) == 1) else None
+
+
+def _unpacked(table: object, form: str) -> tuple[int, ...] | None:
+    if not table:
+        return None
+    size = struct.calcsize(f"<{form}")
+    if not isinstance(table, bytes) or len(table) % size:
+        raise IngestError(Reason.NFRAMES_MISMATCH, "an offset table is no list of numbers.")
+    return struct.unpack(f"<{len(table) // size}{form}", table)
+
+
+def _check_lengths(frames: Sequence[bytes], dataset: Dataset) -> None:
+    """The extended offset table's lengths are those of the frames, with or without what made them even."""
+    lengths = _unpacked(raw(dataset, "ExtendedOffsetTableLengths"), "Q")
+    if lengths and [length + length % 2 for length in lengths] != [len(frame) + len(frame) % 2 for frame in frames]:
+        raise IngestError(Reason.NFRAMES_MISMATCH, "frames are not as long as the extended offset table says.")
 
 
 def _group(
-    fragments: Sequence[tuple[int, bytes]], offsets: tuple[int, ...], num_frames: int, codec: Codec
+    fragments: Sequence[tuple[int, bytes]], offsets: tuple[int, ...] | None, num_frames: int, codec: Codec
 ) -> list[bytes]:
-    """Join fragments to frames: one each, by the basic offset table, or by start markers."""
-    if len(fragments) == num_frames:
-        return [data for _, data in fragments]
-    if num_frames == 1:
-        return [b"".join(data for _, data in fragments)]
-    known = set(offsets)
-    starts = [place for place, (offset, _) in enumerate(fragments) if offset in known]
-    if len(starts) != num_frames:
-        starts = [place for place, (_, data) in enumerate(fragments) if codec.starts(data)]
-    if len(starts) != num_frames or starts[0] != 0:
-        raise IngestError(Reason.NFRAMES_MISMATCH, f"{len(fragments)} fragments for {num_frames} frames.")
-    stops = [*starts[1:], len(fragments)]
-    return [b"".join(data for _, data in fragments[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+    """Join fragments to frames: by an offset table, which must be true of them; else one each, or by start markers."""
+    data = [one for _, one in fragments]
+    if offsets is not None:
+        places = {offset: place for place, (offset, _) in enumerate(fragments)}
+        starts = [places.get(offset, -1) for offset in offsets]
+    elif num_frames in {1, len(data)}:
+        starts = list(range(num_frames))
+    else:
+        starts = codec.starts(data)
+    if len(starts) != num_frames or starts[0] != 0 or starts != sorted(set(starts)):
+        by = "an offset table that is not true of them" if offsets else "their start markers"
+        detail = f"{len(data)} fragments for {num_frames} frames, by {by}."
+        raise IngestError(Reason.NFRAMES_MISMATCH, detail)
+    return [b"".join(data[start:stop]) for start, stop in pairwise([*starts, len(data)])]

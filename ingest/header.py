@@ -179,7 +179,8 @@ def check_tail(tail: memoryview, syntax: UID, reason: Reason) -> None:
     if not bytes(tail).strip(b"\0"):
         return
     window = Window(tail, limit=len(tail))
-    junk = IngestError(reason, f"{len(tail)} bytes behind the pixel data are no elements.")
+    what = "1 byte behind the pixel data is" if len(tail) == 1 else f"{len(tail)} bytes behind the pixel data are"
+    junk = IngestError(reason, f"{what} no data element.")
     if not _starts_behind_pixels(bytes(tail[:6]), syntax):
         raise junk
     try:
@@ -286,8 +287,10 @@ def _check_deflated_end(body: memoryview, inflated: _Inflated) -> None:
     """An odd stream is padded with a zero (PS3.5 A.5): without it, a byte is missing. A gzip trailer may follow."""
     odd = (len(body) - len(inflated.behind)) % 2
     trailer = struct.pack("<LL", zlib.crc32(inflated.data), len(inflated.data) & UNDEFINED_LENGTH)
-    if inflated.behind.removeprefix(trailer).strip(b"\0") or (odd and not inflated.behind):
-        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set does not end as one: bytes are missing.")
+    if inflated.behind.removeprefix(trailer).strip(b"\0"):
+        raise IngestError(Reason.TRUNCATED_DATASET, "what lies behind the deflated data set is no padding.")
+    if odd and not inflated.behind:
+        raise IngestError(Reason.TRUNCATED_DATASET, "the deflated data set does not end as one: a byte is missing.")
 
 
 def _declared_bytes(dataset: Dataset) -> int:

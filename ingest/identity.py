@@ -4,6 +4,8 @@ The path is matched by structure, never by one site's ids or one release's proto
 """
 
 import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -22,6 +24,8 @@ FILE_NAME: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 PARTICIPANT: Final = re.compile(r"[0-9]{3,8}")
+DATE: Final = re.compile(r"(19|20)[0-9]{2}((0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])?)?")
+"""A year, a month or a day: the folder of a visit. The number of a participant may look so too."""
 UID: Final = re.compile(r"[0-9.]{1,64}")
 REGION: Final = re.compile(r"(Macula|Optic Disc|Wide Field)(, [0-9]{1,2} x [0-9]{1,2}( degrees)?)?")
 REPEATED_SUFFIX: Final = re.compile(r"(_octa?)(_octa?)+$")
@@ -62,12 +66,18 @@ OPT_SOP_CLASS: Final = "1.2.840.10008.5.1.4.1.1.77.1.5.4"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathIdentity:
-    """What a path says: `.../<device>/<participant>/<participant>_<protocol>_<l|r>_<uid>.dcm`. None: it does not."""
+    """What a path says: `.../<device>/<participant>/<participant>_<protocol>_<l|r>_<uid>.dcm`. None: it does not.
+
+    `others` are more folders that may be the participant's, when the file name does not say whose it is. What folder
+    and file name disagree on is None, and in `conflicts`.
+    """
 
     participant_id: str | None
     device: Device | None
     protocol: str | None
     laterality: Laterality | None
+    others: tuple[str, ...] = ()
+    conflicts: tuple[IngestError, ...] = ()
 
 
 def path_identity(path: str) -> PathIdentity:
@@ -76,21 +86,58 @@ def path_identity(path: str) -> PathIdentity:
     Raises:
         IngestError: PARTICIPANT_PATH_MISMATCH or DEVICE_PATH_MISMATCH when folder and file name disagree.
     """
+    found = read_path(path)
+    _raise_first(found.conflicts)
+    return found
+
+
+def read_path(path: str) -> PathIdentity:
+    """What `path_identity` reads; that folder and file name disagree is a part of the answer."""
     *folders, name = re.split(r"[/!]", path)
-    match = FILE_NAME.fullmatch(name)
-    parent = folders[-1] if folders and PARTICIPANT.fullmatch(folders[-1]) else None
-    named = match["participant"] if match else None
-    if parent and named and parent != named:
-        raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "folder and file name give different participants.")
-    protocol = known_protocol(match["protocol"]) if match else None
     by_folder = next((device for folder in reversed(folders) if (device := _device(folder))), None)
-    by_name = _device(match["protocol"]) if match else None
-    if by_folder and by_name and by_folder != by_name:
-        raise IngestError(Reason.DEVICE_PATH_MISMATCH, "folder and file name give different devices.")
-    laterality = cast("Laterality", match["laterality"].upper()) if match else None
+    match = FILE_NAME.fullmatch(name)
+    if match is None:
+        numbers = _participants(folders)
+        return PathIdentity(
+            participant_id=next(iter(numbers), None),
+            device=by_folder,
+            protocol=None,
+            laterality=None,
+            others=numbers[1:],
+        )
+    by_name = _device(match["protocol"])
+    conflicts = tuple(_conflicts(folders, match["participant"], {by_folder, by_name} - {None}))
+    reasons = {conflict.reason for conflict in conflicts}
     return PathIdentity(
-        participant_id=parent or named, device=by_folder or by_name, protocol=protocol, laterality=laterality
+        participant_id=None if Reason.PARTICIPANT_PATH_MISMATCH in reasons else match["participant"],
+        device=None if Reason.DEVICE_PATH_MISMATCH in reasons else by_folder or by_name,
+        protocol=known_protocol(match["protocol"]),
+        laterality=cast("Laterality", match["laterality"].upper()),
+        conflicts=conflicts,
     )
+
+
+def _conflicts(folders: list[str], participant: str, devices: Collection[object]) -> Iterator[IngestError]:
+    if _is_of_another(folders, participant):
+        yield IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "folder and file name give different participants.")
+    if len(devices) > 1:
+        yield IngestError(Reason.DEVICE_PATH_MISMATCH, "folder and file name give different devices.")
+
+
+def _is_of_another(folders: list[str], participant: str) -> bool:
+    """Whether a file named after a participant lies in the folder of another, folders of dates between them or not."""
+    nearest = next((folder for folder in reversed(folders) if not DATE.fullmatch(folder)), "")
+    return participant not in folders and bool(PARTICIPANT.fullmatch(nearest))
+
+
+def _participants(folders: list[str]) -> tuple[str, ...]:
+    """The folders that may be the participant's, the likeliest first: the parent, unless that may be a date."""
+    numbers = [folder for folder in reversed(folders) if PARTICIPANT.fullmatch(folder)]
+    if not numbers or numbers[0] != folders[-1]:
+        return ()
+    if not DATE.fullmatch(numbers[0]):
+        return (numbers[0],)
+    return tuple(sorted(numbers, key=lambda number: bool(DATE.fullmatch(number))))
 
 
 def known_protocol(words: str) -> str:
@@ -125,22 +172,46 @@ def identify(dataset: Dataset, path: str, manifest: ManifestRow | None) -> Ident
     """Agree path and header.
 
     Raises:
-        IngestError: PARTICIPANT_PATH_MISMATCH, DEVICE_PATH_MISMATCH, LATERALITY_MISSING_OR_CONFLICT, or
-            META_HEADER_INVALID without a SOP Instance UID.
+        IngestError: META_HEADER_INVALID without a SOP Instance UID, PARTICIPANT_PATH_MISMATCH, DEVICE_PATH_MISMATCH,
+            LATERALITY_MISSING_OR_CONFLICT: of all that apply, the first in the order of the reason codes.
     """
-    by_path = path_identity(path)
-    participant_id = agreed_participant(dataset, by_path)
-    device = agreed_device(dataset, by_path)
-    laterality = agreed_laterality(dataset, by_path)
+    by_path = read_path(path)
+    faults = list(by_path.conflicts)
+    with _collected(faults):
+        uid = check_uid(dataset)
+    with _collected(faults):
+        participant_id = agreed_participant(dataset, by_path)
+    with _collected(faults):
+        device = agreed_device(dataset, by_path)
+    with _collected(faults):
+        laterality = agreed_laterality(dataset, by_path)
+    with _collected(faults):
+        model = model_name(dataset)
+    _raise_first(faults)
     return Identity(
         participant_id=participant_id,
         device=device,
-        manufacturer_model=model_name(dataset) or UNKNOWN,
+        manufacturer_model=model or UNKNOWN,
         protocol=by_path.protocol or UNKNOWN,
         anatomic_region=anatomic_region(by_path.protocol, manifest),
         laterality=laterality,
-        sop_instance_uid=check_uid(dataset),
+        sop_instance_uid=uid,
     )
+
+
+@contextmanager
+def _collected(faults: list[IngestError]) -> Iterator[None]:
+    """One check among several: what it finds may not hide what a later one finds."""
+    try:
+        yield
+    except IngestError as error:
+        faults.append(error)
+
+
+def _raise_first(faults: Iterable[IngestError]) -> None:
+    first = min(faults, key=lambda fault: fault.reason.precedence, default=None)
+    if first is not None:
+        raise first
 
 
 def check_uid(dataset: Dataset) -> str:
@@ -160,7 +231,7 @@ def agreed_participant(dataset: Dataset, by_path: PathIdentity) -> str:
     by_header = text(dataset, "PatientID")
     if not by_header or not PARTICIPANT.fullmatch(by_header) or len(texts(dataset, "PatientID")) != 1:
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "PatientID is missing or is not a participant number.")
-    if by_path.participant_id not in {None, by_header}:
+    if by_path.participant_id and by_header not in {by_path.participant_id, *by_path.others}:
         raise IngestError(Reason.PARTICIPANT_PATH_MISMATCH, "PatientID is not the participant of the path.")
     return by_header
 
@@ -180,16 +251,28 @@ def agreed_device(dataset: Dataset, by_path: PathIdentity) -> Device:
 
 
 def agreed_laterality(dataset: Dataset, by_path: PathIdentity) -> Laterality:
-    """ImageLaterality and every FrameLaterality (PS3.3 C.8.17.7, C.7.6.16.2.8)."""
-    found = {word for keyword in ("ImageLaterality", "Laterality") if (word := text(dataset, keyword))}
+    """ImageLaterality and every FrameLaterality (PS3.3 C.8.17.7, C.7.6.16.2.8), which must be that of the path.
+
+    Raises:
+        IngestError: LATERALITY_MISSING_OR_CONFLICT.
+    """
+    found = {word for keyword in ("ImageLaterality", "Laterality") for word in texts(dataset, keyword)}
     for _, _, item in groups(dataset, "FrameAnatomySequence"):
-        found.add(text(item, "FrameLaterality") or "")
+        found.update(texts(item, "FrameLaterality"))
     found.discard("")
-    if not found:
-        raise IngestError(Reason.LATERALITY_MISSING_OR_CONFLICT, "the header gives no laterality.")
-    if len(found | ({by_path.laterality} - {None})) > 1 or not found <= {"R", "L"}:
-        raise IngestError(Reason.LATERALITY_MISSING_OR_CONFLICT, "header and name give different lateralities.")
+    if fault := _laterality_fault(found, by_path.laterality):
+        raise IngestError(Reason.LATERALITY_MISSING_OR_CONFLICT, fault)
     return cast("Laterality", found.pop())
+
+
+def _laterality_fault(by_header: set[str], by_path: Laterality | None) -> str | None:
+    if not by_header:
+        return "the header gives no laterality."
+    if not by_header <= {"R", "L"}:
+        return "a laterality in the header is neither R nor L."
+    if len(by_header) > 1:
+        return "the header gives both lateralities, R and L."
+    return None if by_path in {None, *by_header} else "header and name give different lateralities."
 
 
 def model_name(dataset: Dataset) -> str | None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
+from ingest.faults import Faults
 from ingest.fields import groups, numbers
 from manifests.reasons import Reason
 
@@ -37,19 +38,34 @@ class Line:
     length: float = 0.0
 
 
+def raster_lines(dataset: Dataset, num_frames: int) -> tuple[list[Line] | None, list[Line] | None]:
+    """Plane positions and frame locations, each None where absent, as lines that run in one direction.
+
+    Raises:
+        IngestError: SPACING_INVALID, SPACING_INCONSISTENT or NOT_RASTER, of either.
+    """
+    faults = Faults()
+    planes = faults.of(lambda: plane_lines(dataset, num_frames))
+    locations = faults.of(lambda: frame_lines(dataset, num_frames))
+    faults.of(lambda: check_parallel(planes))
+    faults.of(lambda: check_parallel(locations))
+    faults.raise_first()
+    return planes, locations
+
+
 def plane_lines(dataset: Dataset, num_frames: int) -> list[Line] | None:
     """Lines from PlanePositionSequence and PlaneOrientationSequence; None when no frame has a position.
 
     Raises:
-        IngestError: SPACING_INVALID, NOT_RASTER, or SPACING_INCONSISTENT when only some frames have a position.
+        IngestError: SPACING_INVALID, SPACING_INCONSISTENT when only some frames have a position, or NOT_RASTER.
     """
     orientations = _per_frame(dataset, num_frames, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     positions = _per_frame(dataset, num_frames, "PlanePositionSequence", "ImagePositionPatient", 3)
+    absent = all(position is None or not np.any(position) for position in positions)  # or placeholders
+    placed = [] if absent else _all_or_none(positions, "ImagePositionPatient")
     if all(orientation is not None for orientation in orientations):
         check_parallel([_plane(np.zeros(3), orientation) for orientation in orientations])
-    if all(position is None or not np.any(position) for position in positions):
-        return None  # absent, or a placeholder
-    pairs = zip(_all_or_none(positions, "ImagePositionPatient"), orientations, strict=False)
+    pairs = zip(placed, orientations, strict=False)
     lines = [_plane(position, orientation) for position, orientation in pairs]
     if lines and all(line.direction is None for line in lines):
         _check_straight(np.array([line.middle for line in lines]))

@@ -3,10 +3,11 @@
 import csv
 import io
 import os
+import posixpath
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ COHORT_ROOT: Final = "retinal_oct/"
 UNSAFE_MEMBER: Final = "its archive is unsafe."
 MEMBER: Final = re.compile(r"(.*?[^/]\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 """File names may hold `.zip!` too: this takes the first."""
+
+UID_IN_NAME: Final = re.compile(r"_[0-9]+\.[0-9.]*[0-9]")
+"""Part of one is enough: no two scans of one participant and protocol share it."""
 
 IRREGULAR_BYTES: Final = -1
 """The size of what is no file, in listings: no file has it."""
@@ -48,6 +52,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A line of a manifest: where its file should lie, the likeliest place first, in a cohort of the folder `base`."""
+
+    base: str
+    places: tuple[str, ...]
+    row: ManifestRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """An input whose row is known from the listing alone. An archive that was opened is no volume: OUTSIDE_FILTER."""
 
@@ -67,32 +80,40 @@ class Discovery:
 
 
 def discover(source: str) -> Discovery:
-    """List SOURCE: `.dcm`, `.dicom`, no extension, `.zip`; other files are counted by extension.
+    """List SOURCE: `.dcm`, `.dicom`, no extension, `.zip`, and what a manifest lists; others are counted by extension.
 
     Raises:
         SourceError: if SOURCE cannot be listed, or a manifest cannot be read as a table.
     """
     listing = list_files(source)
     sizes = {path: size for path, size in listing.items() if size != IRREGULAR_BYTES}
+    listed = _read_manifests(source, [path for path in sizes if PurePosixPath(path).name == MANIFEST_NAME])
     found = {path: size for path, size in sizes.items() if is_candidate(path)}
-    settled = {
-        path: Settled(path=path, bytes=None, reason=Reason.IO_UNREADABLE, detail="it is no regular file.")
-        for path in listing.keys() - sizes.keys()
-        if _may_be_input(path)
-    }
+    settled: dict[str, Settled] = {}
+    names = {_tail(line.places[0]) for line in listed}
     for path in sorted(path for path in sizes if _extension(path) == ".zip"):
-        members, rows = _open_archive(source, path, sizes[path], known=found.keys() | settled.keys())
+        known = listing.keys() | found.keys() | settled.keys()
+        members, rows = _open_archive(source, path, sizes[path], known=known, names=names)
         settled.update((row.path, row) for row in rows)
         found = {path: size for path, size in (found | members).items() if path not in settled}
-    listed = _read_manifests(source, [path for path in sizes if PurePosixPath(path).name == MANIFEST_NAME])
-    manifests, missing = _join([*found, *settled], listed)
-    for path in missing - sizes.keys() - found.keys() - settled.keys():
-        detail = "listed in manifest.tsv, not found."
-        settled[path] = Settled(path=path, bytes=None, reason=Reason.FILE_MISSING, detail=detail)
+    manifests, missing = _join(listing.keys() | found.keys() | settled.keys(), listed)
+    found |= {path: sizes[path] for path in manifests.keys() & sizes.keys() - settled.keys()}
+    irregular = (path for path in listing.keys() - sizes.keys() if _may_be_input(path) or path in manifests)
+    settled |= {path: _irregular(path) for path in irregular} | {path: _missing(path) for path in missing}
     entries = tuple(Entry(path=path, bytes=size, manifest=manifests.get(path)) for path, size in sorted(found.items()))
     others = Counter(_counted_as(path) for path in sizes if path not in found and path not in settled)
     rows = [row for _, row in sorted(settled.items())]
     return Discovery(entries=entries, settled=tuple(rows), other_files=dict(sorted(others.items())))
+
+
+def _irregular(path: str) -> Settled:
+    return Settled(path=path, bytes=None, reason=Reason.IO_UNREADABLE, detail="it is no regular file.")
+
+
+def _missing(path: str) -> Settled:
+    outside = path.partition("/")[0] == ".."
+    detail = f"listed in manifest.tsv, {'outside of SOURCE' if outside else 'not found'}."
+    return Settled(path=path, bytes=None, reason=Reason.FILE_MISSING, detail=detail)
 
 
 def list_files(source: str) -> dict[str, int]:
@@ -175,8 +196,13 @@ def _counted_as(path: str) -> str:
     return extension if not extension or extension in COUNTED_EXTENSIONS else "other"
 
 
-def _open_archive(source: str, path: str, size: int, known: Collection[str]) -> tuple[dict[str, int], list[Settled]]:
-    """The members to ingest, and the rows that are settled: the archive's, and those of members if it is unsafe."""
+def _open_archive(
+    source: str, path: str, size: int, *, known: Collection[str], names: Collection[str]
+) -> tuple[dict[str, int], list[Settled]]:
+    """The members to ingest, and the rows that are settled: the archive's, and those of members if it is unsafe.
+
+    `known` are paths that no member may have, `names` the tails of files that a manifest lists.
+    """
     if size == 0:
         return {}, [Settled(path=path, bytes=0, reason=Reason.EMPTY_FILE, detail="the file has no bytes.")]
     try:
@@ -184,7 +210,8 @@ def _open_archive(source: str, path: str, size: int, known: Collection[str]) -> 
             listing = list_members(stream)
     except IngestError as error:
         return {}, [Settled(path=path, bytes=size, reason=error.reason, detail=error.detail)]
-    taken = {f"{path}!{member.name}": member.bytes for member in listing.members if is_candidate(member.name)}
+    wanted = (one for one in listing.members if is_candidate(one.name) or _tail(f"{path}!{one.name}") in names)
+    taken = {f"{path}!{member.name}": member.bytes for member in wanted}
     clashes = taken.keys() & known
     unsafe = listing.unsafe or (f"{len(clashes)} members have the path of another file." if clashes else None)
     if unsafe:
@@ -208,29 +235,55 @@ def read_source_file(url: str) -> bytes:
     return data
 
 
-def _read_manifests(source: str, paths: list[str]) -> dict[str, tuple[str, ManifestRow]]:
-    """Canonical path -> (path where the file should lie, its row) of every manifest found."""
-    listed: dict[str, tuple[str, ManifestRow]] = {}
-    for path in sorted(paths):
-        base = str(PurePosixPath(path).parent).removesuffix("retinal_oct")
-        for row in _manifest_lines(source, path):
-            relative = str(PurePosixPath((row["filepath"] or "").strip().lstrip("/")))
-            ours = COHORT_ROOT in relative or PurePosixPath(path).parent.name in {"", "retinal_oct"}
-            if relative != "." and ours:
-                home = str(PurePosixPath(base) / relative)
-                listed[_canonical(relative)] = (home if COHORT_ROOT in home else relative, _manifest_row(row))
-    return listed
+def _read_manifests(source: str, paths: Iterable[str]) -> list[Listed]:
+    """Every line of these manifests that names a file."""
+    lines = ((path, cells) for path in sorted(paths) for cells in _manifest_lines(source, path))
+    return [listed for path, cells in lines if (listed := _listed(path, cells))]
 
 
-def _manifest_lines(source: str, path: str) -> list[dict[str, Any]]:
+def _manifest_lines(source: str, path: str) -> list[dict[str, str]]:
+    """Cells by column. Lines are lines: a quote that nobody closes must not swallow those behind it."""
     try:
         with SourceReader(source) as reader:
             text = reader.read(path).decode("utf-8-sig")
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-        # Every folder of AI-READI has a manifest.tsv, of other columns: of electrocardiograms, of photographs.
-        return list(rows) if "filepath" in (rows.fieldnames or ()) else []
+        lines = (line for line in io.StringIO(text, newline="") if line.strip())
+        table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        columns, *rows = [[_unquoted(cell) for cell in row] for row in table] or [[]]
     except (IngestError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read as a table in UTF-8: {error}.") from error
+    # Every folder of AI-READI has a manifest.tsv, of other columns: of electrocardiograms, of photographs.
+    return [dict(zip(columns, row, strict=False)) for row in rows] if "filepath" in columns else []
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without the quotes that some programs put around all of it (RFC 4180)."""
+    stripped = cell.strip()
+    whole = len(stripped) > 1 and stripped[0] == stripped[-1] == '"'
+    return stripped[1:-1].replace('""', '"').strip() if whole else stripped
+
+
+def _listed(path: str, cells: dict[str, str]) -> Listed | None:
+    """A line of the manifest at `path`; None if it names no file, or one that is not of `retinal_oct/`.
+
+    A path that leads out of SOURCE is kept: it is a file that is missing. Only what was listed in SOURCE is ever read.
+    """
+    folder = PurePosixPath(path).parent
+    relative = posixpath.normpath(cells.get("filepath", "").replace("\\", "/").lstrip("/"))
+    of_cohort = COHORT_ROOT in relative
+    if relative == "." or not (of_cohort or folder.name in {"", COHORT_ROOT.rstrip("/")}):
+        return None
+    base = f"{folder}/".partition(COHORT_ROOT)[0].removeprefix("./")
+    beside = posixpath.normpath(f"{base}{relative}")
+    inside = posixpath.normpath(f"{folder}/{_canonical(relative)}")
+    return Listed(
+        base=base,
+        places=(beside, inside) if of_cohort else (inside, beside),
+        row=ManifestRow(
+            pixel_spacing=cells.get("pixel_spacing"),
+            slice_thickness=cells.get("slice_thickness"),
+            anatomic_region=cells.get("anatomic_region"),
+        ),
+    )
 
 
 def _without_path(error: Exception) -> str:
@@ -238,30 +291,78 @@ def _without_path(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _manifest_row(row: dict[str, Any]) -> ManifestRow:
-    return ManifestRow(
-        pixel_spacing=row.get("pixel_spacing"),
-        slice_thickness=row.get("slice_thickness"),
-        anatomic_region=row.get("anatomic_region"),
-    )
-
-
 def _canonical(path: str) -> str:
     """A manifest's paths start with `/retinal_oct/`, wherever that folder lies in SOURCE, or if SOURCE is it."""
     return path[path.find(COHORT_ROOT) + len(COHORT_ROOT) :] if COHORT_ROOT in path else path
 
 
-def _join(
-    paths: Collection[str], listed: Mapping[str, tuple[str, ManifestRow]]
-) -> tuple[dict[str, ManifestRow], set[str]]:
-    """Manifest rows by path, and listed paths without a file. In an archive, names identify: they hold the UID."""
-    by_path = {_canonical(path): path for path in paths}
-    in_archives = {PurePosixPath(match[2]).name: match[0] for path in paths if (match := MEMBER.fullmatch(path))}
-    rows, missing = {}, set()
-    for canonical, (home, row) in listed.items():
-        path = by_path.get(canonical) or in_archives.get(PurePosixPath(canonical).name)
-        if path is None:
-            missing.add(home)
-        else:
-            rows[path] = row
+def _join(paths: Collection[str], listed: Iterable[Listed]) -> tuple[dict[str, ManifestRow], set[str]]:
+    """Manifest rows by path, and where the listed files should lie that are nowhere.
+
+    What two lines say differently of one file, neither says.
+    """
+    lines = tuple(listed)
+    files = _Files(paths, {line.base for line in lines})
+    rows: dict[str, ManifestRow] = {}
+    missing = set()
+    for line in lines:
+        found = files.meant_by(line)
+        if len(found) == 1:
+            rows[found[0]] = _agreed(rows.get(found[0], line.row), line.row)
+        elif not found:
+            missing.add(line.places[0])
     return rows, missing
+
+
+def _agreed(one: ManifestRow, other: ManifestRow) -> ManifestRow:
+    return ManifestRow(**{name: value if asdict(other)[name] == value else None for name, value in asdict(one).items()})
+
+
+class _Files:
+    """The files of SOURCE, to be found by what a line of a manifest calls them."""
+
+    def __init__(self, paths: Iterable[str], bases: Collection[str]) -> None:
+        self._bases = bases
+        known = tuple(paths)
+        self._by_place = _grouped(known, _folded)
+        self._by_root = _grouped(known, lambda path: _canonical(_folded(path)))
+        self._in_archives = _grouped(filter(MEMBER.fullmatch, known), _tail)
+
+    def meant_by(self, line: Listed) -> list[str]:
+        """Its file: where it should lie, else the only one of its path from `retinal_oct/` on, else in archives.
+
+        More than one is a file that is there, in several archives.
+        """
+        for place in line.places:
+            same = self._by_place[_folded(place)]
+            if place in same or len(same) == 1:
+                return [place] if place in same else same
+        home = line.places[0]
+        elsewhere = self._of_no_other(line.base, self._by_root[_canonical(_folded(home))])
+        return elsewhere if len(elsewhere) == 1 else self._of_no_other(line.base, self._in_archives[_tail(home)])
+
+    def _of_no_other(self, base: str, paths: Iterable[str]) -> list[str]:
+        """Without the files of another cohort, which has a manifest of its own."""
+        return [path for path in paths if self._cohort_of(path) in {base, None}]
+
+    def _cohort_of(self, path: str) -> str | None:
+        return max((base for base in self._bases if path.startswith(base)), key=len, default=None)
+
+
+def _grouped(paths: Iterable[str], key: Callable[[str], str]) -> defaultdict[str, list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[key(path)].append(path)
+    return groups
+
+
+def _folded(path: str) -> str:
+    """A path whatever the case of its extension, with Windows' separators or without."""
+    stem, extension = posixpath.splitext(path.replace("\\", "/"))
+    return stem + extension.lower()
+
+
+def _tail(path: str) -> str:
+    """What a file is called in an archive: a name with its UID says enough, another one needs its folder."""
+    *_, name = parts = re.split(r"[/!]", _folded(path))
+    return name if UID_IN_NAME.search(name) else "/".join(parts[-2:])

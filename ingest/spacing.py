@@ -5,17 +5,21 @@ ophthalmic frame locations, a device correction, SpacingBetweenSlices, SliceThic
 DICOM PS3.3 C.7.6.16.2.1, C.7.6.16.2.3, C.8.17.10).
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from ingest.cross_check import check_depth, check_localizer, check_step, check_top_level
 from ingest.errors import IngestError
+from ingest.faults import Faults
 from ingest.fields import first_item, groups, integer, items, numbers
-from ingest.raster import Line, check_aligned, check_parallel, frame_lines, plane_lines
+from ingest.raster import Line, check_aligned, raster_lines
 from ingest.record import Identity, ScanGeometry
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
@@ -45,35 +49,52 @@ EVEN_STEPS: Final = 1.0
 
 Floats = npt.NDArray[np.float64]
 PixelSpacing = tuple[float, float]
+UNREADABLE: Final[tuple[float, ...]] = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pixels:
+    """Pixel spacing in mm `[frame, (axial, lateral)]`: of each frame, and as it is stated; NaN is unreadable."""
+
+    source: str
+    frames: Floats
+    stated: Floats
+
+    @property
+    def usual(self) -> PixelSpacing:
+        axial, lateral = np.median(self.frames, axis=0)
+        return float(axial), float(lateral)
 
 
 def scan_geometry(dataset: Dataset, num_frames: int, identity: Identity, manifest: ManifestRow | None) -> ScanGeometry:
-    """Positions and spacing of a raster scan.
+    """Positions and spacing of a raster scan, which all that the header says of them agrees with.
+
+    Lines that turn have neither a distance nor one lateral spacing: only those of a raster are asked for them.
 
     Raises:
         IngestError: SPACING_MISSING, SPACING_INVALID, SPACING_INCONSISTENT, NOT_RASTER or POSITIONS_NONMONOTONE;
             NFRAMES_MISMATCH when there are too few per-frame groups to say any of it. (That they are not as many as
             the frames is for whoever reads the pixels: `check_groups`.)
     """
-    declared, num_frames = num_frames, num_described(dataset, num_frames)
-    if num_frames < 2:
-        check_groups(dataset, num_frames + 1)
-    source, spacings = _pixel_spacing(dataset, num_frames, manifest)
-    for axis, limits, name in ((0, AXIAL_LIMITS_MM, "axial"), (1, LATERAL_LIMITS_MM, "lateral")):
-        _check_limits(spacings[:, axis], limits, name)
-    planes, locations = plane_lines(dataset, num_frames), frame_lines(dataset, num_frames)
-    check_parallel(planes)
-    check_parallel(locations)
-    _check_equal(spacings)
-    axial, lateral = (float(value) for value in np.median(spacings, axis=0))
-    columns = integer(dataset, "Columns") or 0
-    check_aligned(planes, columns * lateral)
-    check_aligned(locations, float(np.median([line.length for line in locations or ()] or [0.0])))
-    positions, bscan_source = _positions(planes, locations, (columns, lateral))
-    if positions is None:
-        step, bscan_source = _step(dataset, declared, identity, (columns, lateral), manifest)
-        positions = _stack_order(dataset, num_frames) * step
-    return _ordered(positions, spacings, (axial, lateral), f"pixels={source};bscans={bscan_source}")
+    faults = Faults()
+    described = num_described(dataset, num_frames)
+    pixels = _pixel_spacing(dataset, described, manifest, faults)
+    lines = faults.of(lambda: raster_lines(dataset, described))
+    faults.of(lambda: _check_pixels(pixels, raster=lines is not None))
+    if described < 2:
+        faults.of(lambda: check_groups(dataset, num_frames))
+        faults.raise_first()
+        raise IngestError(Reason.SPACING_MISSING, "a single B-scan has no distance to another.")
+    placed = None
+    if lines is not None:
+        _check_places(*lines, (integer(dataset, "Columns") or 0) * pixels.usual[1], faults)
+        placed = faults.of(lambda: _placed(dataset, num_frames, identity, manifest, lines, pixels.usual[1]))
+    scan = _unplaced(pixels) if placed is None else _ordered(*placed, pixels, faults)
+    faults.of(lambda: check_depth(scan, integer(dataset, "Rows") or 0))
+    faults.of(lambda: check_top_level(dataset, scan))
+    faults.of(lambda: check_step(dataset, scan, identity))
+    faults.raise_first()
+    return scan
 
 
 def num_described(dataset: Dataset, num_frames: int) -> int:
@@ -92,32 +113,33 @@ def check_groups(dataset: Dataset, num_frames: int) -> None:
         raise IngestError(Reason.NFRAMES_MISMATCH, f"{num_groups} per-frame groups for {num_frames} frames.")
 
 
-def _pixel_spacing(dataset: Dataset, num_frames: int, manifest: ManifestRow | None) -> tuple[str, Floats]:
-    """Pixel spacing in mm `[frame, (axial, lateral)]`, and where it was found."""
-    per_frame, shared = {}, None
-    for where, frame, item in groups(dataset, "PixelMeasuresSequence"):
-        pair = _pair(numbers(item, "PixelSpacing"))
-        if pair and where == "perframe" and frame is not None:
-            per_frame[frame] = pair
-        elif pair:
-            shared = pair
-    single = shared or _pair(numbers(dataset, "PixelSpacing")) or manifest_spacing(manifest)
-    name = "perframe" if per_frame else "shared" if shared else "top" if "PixelSpacing" in dataset else "manifest"
-    found = [per_frame.get(frame, single) for frame in range(num_frames)]
-    if any(pair is None for pair in found):
+def _pixel_spacing(dataset: Dataset, num_frames: int, manifest: ManifestRow | None, faults: Faults) -> _Pixels:
+    """Pixel spacing of each frame, and where it was found; raises SPACING_MISSING."""
+    found: dict[int | None, PixelSpacing] = {}
+    for _, frame, item in groups(dataset, "PixelMeasuresSequence"):
+        pair = _stated(item, faults)
+        if pair:
+            found[frame] = pair
+    shared = found.pop(None, None)
+    single = shared or _stated(dataset, faults) or manifest_spacing(manifest)
+    name = "perframe" if found else "shared" if shared else "top" if "PixelSpacing" in dataset else "manifest"
+    known = [pair for frame in range(num_frames) if (pair := found.get(frame, single)) is not None]
+    if len(known) < num_frames:
         raise IngestError(Reason.SPACING_MISSING, "no source gives PixelSpacing for every frame.")
-    values = np.array(found, dtype=np.float64)
-    if shared and per_frame:
-        _check_equal(np.vstack([values, [shared]]))
-    return name, values
+    stated = [*known, shared] if shared and found else known
+    return _Pixels(source=name, frames=np.array(known), stated=np.array(stated))
 
 
-def _pair(values: tuple[float, ...] | None) -> PixelSpacing | None:
-    if values is None:
-        return None
-    if len(values) != 2:
+def _stated(item: Dataset, faults: Faults) -> PixelSpacing | None:
+    """PixelSpacing; None when it is absent. One that cannot be read is a fault, and not missing."""
+    values = faults.of(lambda: _two(numbers(item, "PixelSpacing") or ()), UNREADABLE)
+    return (values[0], values[1]) if values else None
+
+
+def _two(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) not in {0, 2}:
         raise IngestError(Reason.SPACING_INVALID, f"PixelSpacing has {len(values)} values instead of two.")
-    return values[0], values[1]
+    return values
 
 
 def manifest_spacing(manifest: ManifestRow | None) -> PixelSpacing | None:
@@ -134,17 +156,49 @@ def _check_limits(values: Floats, limits: tuple[float, float], name: str) -> Non
         )
 
 
-def _check_equal(values: Floats) -> None:
-    """Frames and sources agree within `FRAME_TOLERANCE`."""
+def _check_equal(values: Floats, name: str) -> None:
+    """Frames and sources agree within `FRAME_TOLERANCE`; values are lengths."""
     spread = values.max(axis=0) / values.min(axis=0) - 1
     if np.any(spread > FRAME_TOLERANCE):
-        raise IngestError(Reason.SPACING_INCONSISTENT, f"PixelSpacing varies by {100 * spread.max():.1f}%.")
+        raise IngestError(Reason.SPACING_INCONSISTENT, f"{name} varies by {100 * spread.max():.1f}%.")
 
 
-def _positions(
-    planes: list[Line] | None, locations: list[Line] | None, width: tuple[int, float]
-) -> tuple[Floats | None, str]:
-    """Signed distance of each stored frame along the slow axis, mm; None when no source has positions."""
+def _check_pixels(pixels: _Pixels, *, raster: bool) -> None:
+    """Plausible, and the same wherever it stands; frames of their own lateral spacing are a radial scan's nature."""
+    for axis, limits, name in ((0, AXIAL_LIMITS_MM, "axial"), (1, LATERAL_LIMITS_MM, "lateral")):
+        _check_limits(pixels.stated[:, axis], limits, name)
+    if raster or len(pixels.stated) > len(pixels.frames):
+        _check_equal(pixels.stated, "PixelSpacing")
+
+
+def _check_places(planes: list[Line] | None, locations: list[Line] | None, width_mm: float, faults: Faults) -> None:
+    """B-scans lie side by side, and as far from one another by the one source as by the other."""
+    length_px = float(np.median([line.length for line in locations or ()] or [0.0]))
+    faults.of(lambda: check_aligned(planes, width_mm))
+    faults.of(lambda: check_aligned(locations, length_px))
+    if planes and locations:
+        extent_mm, extent_px = (float(np.ptp(_along_normal(lines))) for lines in (planes, locations))
+        faults.of(lambda: check_localizer(extent_mm, extent_px, length_px, width_mm))
+
+
+def _placed(
+    dataset: Dataset,
+    num_frames: int,
+    identity: Identity,
+    manifest: ManifestRow | None,
+    lines: tuple[list[Line] | None, list[Line] | None],
+    lateral: float,
+) -> tuple[Floats, str]:
+    """Signed distance of each stored frame along the slow axis, mm, and where it was found."""
+    width = (integer(dataset, "Columns") or 0, lateral)
+    if any(lines):
+        return _positions(*lines, width)
+    step, source = _step(dataset, num_frames, identity, width, manifest)
+    return _stack_order(dataset, num_described(dataset, num_frames)) * step, source
+
+
+def _positions(planes: list[Line] | None, locations: list[Line] | None, width: tuple[int, float]) -> tuple[Floats, str]:
+    """Of plane positions, else of lines on the localizer."""
     if planes:
         along = _along_normal(planes)
         if np.ptp(along) > 0:
@@ -157,9 +211,7 @@ def _positions(
         along = along * (width[0] * width[1] / length if length else 0.0)
         if np.ptp(along) > 0:
             return along, name
-    if planes or locations:
-        raise IngestError(Reason.POSITIONS_NONMONOTONE, "all B-scans have one position.")
-    return None, ""
+    raise IngestError(Reason.POSITIONS_NONMONOTONE, "all B-scans have one position.")
 
 
 def _unrounded(along: Floats, *, whole: bool) -> tuple[Floats, str]:
@@ -190,38 +242,37 @@ def _step(
     dataset: Dataset, num_frames: int, identity: Identity, width: tuple[int, float], manifest: ManifestRow | None
 ) -> tuple[float, str]:
     """The B-scan step in mm when no frame has a position, by precedence."""
-    sources: Iterable[tuple[str, Callable[[], float | None]]] = (
+    sources: Iterable[tuple[str, Callable[[], list[float]]]] = (
         ("cirrus_field_of_view", lambda: _cirrus_step(identity, num_frames, width)),
         ("spacing_between_slices", lambda: _measure(dataset, "SpacingBetweenSlices")),
         ("slice_thickness", lambda: _measure(dataset, "SliceThickness")),
         ("manifest", lambda: _manifest_step(manifest)),
     )
     for name, read in sources:
-        step = read()
-        if step is not None:
-            _check_limits(np.array([step]), BSCAN_LIMITS_MM, "B-scan")
-            return step, name
+        found = np.array(read())
+        if found.size:
+            _check_limits(found, BSCAN_LIMITS_MM, "B-scan")
+            _check_equal(found, name)
+            return float(found[0]), name
     raise IngestError(Reason.SPACING_MISSING, "no source gives the distance between B-scans.")
 
 
-def _cirrus_step(identity: Identity, num_frames: int, width: tuple[int, float]) -> float | None:
+def _cirrus_step(identity: Identity, num_frames: int, width: tuple[int, float]) -> list[float]:
     """Cirrus cubes are square, and their SliceThickness repeats the lateral PixelSpacing (AI-READI)."""
-    return width[0] * width[1] / num_frames if identity.device == "zeiss_cirrus" else None
+    return [width[0] * width[1] / num_frames] if identity.device == "zeiss_cirrus" else []
 
 
-def _measure(dataset: Dataset, keyword: str) -> float | None:
+def _measure(dataset: Dataset, keyword: str) -> list[float]:
+    """Wherever it stands."""
     holders = [item for _, _, item in groups(dataset, "PixelMeasuresSequence")] + [dataset]
-    found = [values[0] for holder in holders if (values := numbers(holder, keyword))]
-    if found and not np.allclose(found, found[0], rtol=FRAME_TOLERANCE, equal_nan=True):
-        raise IngestError(Reason.SPACING_INCONSISTENT, f"{keyword} varies between frames.")
-    return found[0] if found else None
+    return [values[0] for holder in holders if (values := numbers(holder, keyword))]
 
 
-def _manifest_step(manifest: ManifestRow | None) -> float | None:
+def _manifest_step(manifest: ManifestRow | None) -> list[float]:
     try:
-        return float((manifest and manifest.slice_thickness) or "")
+        return [float((manifest and manifest.slice_thickness) or "")]
     except ValueError:
-        return None
+        return []
 
 
 def _stack_order(dataset: Dataset, num_frames: int) -> Floats:
@@ -246,9 +297,24 @@ def _check_numbering(numbers: list[int]) -> None:
         raise IngestError(Reason.POSITIONS_NONMONOTONE, detail)
 
 
-def _ordered(along: Floats, spacings: Floats, pixel: PixelSpacing, source: str) -> ScanGeometry:
+def _ordered(along: Floats, bscan_source: str, pixels: _Pixels, faults: Faults) -> ScanGeometry:
     order = np.argsort(along, kind="stable")
     positions = along[order] - along[order[0]]
+    gaps = np.diff(positions)
+    step = faults.of(lambda: _usual_step(positions), float(np.median(gaps))) or math.nan
+    low, high = pixels.frames.min(axis=0), pixels.frames.max(axis=0)
+    return ScanGeometry(
+        order=tuple(int(index) for index in order),
+        positions_mm=tuple(round(float(position), 9) for position in positions),
+        spacing_mm=(step, *pixels.usual),
+        spacing_min_mm=_spacing(gaps.min(), low),
+        spacing_max_mm=_spacing(gaps.max(), high),
+        source=f"pixels={pixels.source};bscans={bscan_source}",
+    )
+
+
+def _usual_step(positions: Floats) -> float:
+    """The step of B-scans that neither repeat nor leave a gap: the mean of an even grid, else the median."""
     gaps = np.diff(positions)
     median = float(np.median(gaps))
     _check_limits(np.array([median]), BSCAN_LIMITS_MM, "B-scan")
@@ -260,15 +326,14 @@ def _ordered(along: Floats, spacings: Floats, pixel: PixelSpacing, source: str) 
     wander = np.abs(positions - mean * np.arange(len(positions))).max()
     skips = np.count_nonzero(gaps > SKIP_STEPS * median)
     skipped = 0 < skips <= max(1, SKIP_SHARE * len(gaps))
-    step = mean if wander <= EVEN_STEPS * mean and not skipped else median
-    low, high = spacings.min(axis=0), spacings.max(axis=0)
+    return mean if wander <= EVEN_STEPS * mean and not skipped else median
+
+
+def _unplaced(pixels: _Pixels) -> ScanGeometry:
+    """What is known of B-scans without places, for the checks that can go on; NaN stands for what is not."""
+    known = (math.nan, *pixels.usual)
     return ScanGeometry(
-        order=tuple(int(index) for index in order),
-        positions_mm=tuple(round(float(position), 9) for position in positions),
-        spacing_mm=(step, *pixel),
-        spacing_min_mm=_spacing(gaps.min(), low),
-        spacing_max_mm=_spacing(gaps.max(), high),
-        source=source,
+        order=(), positions_mm=(), spacing_mm=known, spacing_min_mm=known, spacing_max_mm=known, source=""
     )
 
 

@@ -4,7 +4,7 @@ Decoders are imagecodecs' (BSD-3): OpenJPEG, CharLS, libjpeg-turbo and its own R
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from pydicom.uid import (
 from ingest.codestream import (
     END_OF_IMAGE,
     J2K_START,
+    JP2_START,
     JPEG_START,
     IncompleteError,
     Shape2,
@@ -73,15 +74,16 @@ class Codec:
     `lenient_block` is the edge of the blocks of a decoder that fills up what is missing instead of refusing it.
     """
 
-    start: bytes
+    start: tuple[bytes, ...]
     decode: Callable[[bytes, Shape2, int], Pixels]
     shape_of: Callable[[bytes], Shape2] = _undeclared
     start_of_frame: tuple[int, ...] = ()
     lenient_block: int | None = None
 
-    def starts(self, data: bytes) -> bool:
-        """Whether a fragment begins a frame."""
-        return data.startswith(self.start) if self.start else True
+    def starts(self, fragments: Sequence[bytes]) -> list[int]:
+        """The fragments that begin a frame, as the first of them does: behind a JP2's boxes its codestream begins."""
+        kind = next((start for start in self.start if fragments and fragments[0].startswith(start)), None)
+        return [place for place, data in enumerate(fragments) if kind and data.startswith(kind)]
 
     def check(self, frame: bytes, shape: Shape2, bits_allocated: int, number: int) -> None:
         """Start marker, end marker, what lies between them, declared size: of any frame, whether it is needed or not.
@@ -128,18 +130,17 @@ class Codec:
         return int(first) >= across * -(-shape[0] // edge) - PROBE_BYTES * 8 // fewest_bits
 
     def _check_start(self, frame: bytes, number: int) -> None:
-        if self.starts(frame):
+        if frame.startswith(self.start):
             marker = start_of_frame(frame)[0] if self.start_of_frame else 0
             if marker and marker not in self.start_of_frame:
                 raise IngestError(Reason.TS_MISMATCH, f"frame {number} is another JPEG process (SOF {marker:#x}).")
             return
         family = family_of(frame)
-        if family and not (self.start == J2K_START and family == "JP2"):
+        if family:
             raise IngestError(Reason.TS_MISMATCH, f"frame {number} is {family}, not what the header declares.")
-        if self.start == J2K_START and not family:
+        if J2K_START in self.start:
             raise IngestError(Reason.CODESTREAM_OBFUSCATED, f"frame {number} has no JPEG 2000 start marker.")
-        if not family:
-            raise IngestError(Reason.TS_MISMATCH, f"frame {number} has no JPEG start marker.")
+        raise IngestError(Reason.TS_MISMATCH, f"frame {number} has no JPEG start marker.")
 
     def _check_unmarked(self, frame: bytes, shape: Shape2, bits_allocated: int, number: int) -> None:
         """RLE has no markers and declares no size: a frame is whole when it unpacks to every pixel."""
@@ -181,15 +182,25 @@ def _decoder(name: str) -> Callable[[bytes, Shape2, int], Pixels]:
     return decode
 
 
-_JPEG_2000: Final = Codec(start=J2K_START, shape_of=j2k_shape, decode=_decoder("jpeg2k_decode"))
-_JPEG_LS: Final = Codec(start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegls_decode"), start_of_frame=(0xF7,))
+_JPEG_2000: Final = Codec(start=(J2K_START, JP2_START), shape_of=j2k_shape, decode=_decoder("jpeg2k_decode"))
+_JPEG_LS: Final = Codec(
+    start=(JPEG_START,), shape_of=jpeg_shape, decode=_decoder("jpegls_decode"), start_of_frame=(0xF7,)
+)
 _JPEG_DCT: Final = Codec(
-    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpeg8_decode"), start_of_frame=(0xC0, 0xC1), lenient_block=8
+    start=(JPEG_START,),
+    shape_of=jpeg_shape,
+    decode=_decoder("jpeg8_decode"),
+    start_of_frame=(0xC0, 0xC1),
+    lenient_block=8,
 )
 _JPEG_LOSSLESS: Final = Codec(
-    start=JPEG_START, shape_of=jpeg_shape, decode=_decoder("jpegsof3_decode"), start_of_frame=(0xC3,), lenient_block=1
+    start=(JPEG_START,),
+    shape_of=jpeg_shape,
+    decode=_decoder("jpegsof3_decode"),
+    start_of_frame=(0xC3,),
+    lenient_block=1,
 )
-_RLE: Final = Codec(start=b"", decode=_decode_rle)
+_RLE: Final = Codec(start=(), decode=_decode_rle)
 
 CODECS: Final[dict[str, Codec]] = {
     JPEGBaseline8Bit: _JPEG_DCT,

@@ -14,8 +14,8 @@ from pydicom.uid import UID, ExplicitVRBigEndian
 from ingest.convert import FIRST_HEAD_BYTES, convert_file, probe_file, probe_head
 from ingest.geometry import BLOCK6, FIT, METHODS
 from ingest.phantom.dicom import attach_native, encode_dicom, serialise
-from ingest.phantom.header import HeaderSpec, Uids, plane_frames
-from ingest.phantom.protocols import DEFLATED_LE, EXPLICIT_LE, PROTOCOLS, TRANSFER_SYNTAXES
+from ingest.phantom.header import FrameGeometry, HeaderSpec, Uids, plane_frames
+from ingest.phantom.protocols import DEFLATED_LE, EXPLICIT_LE, IMPLICIT_LE, PROTOCOLS, TRANSFER_SYNTAXES
 from ingest.record import Probed, Rejection, VolumeRecord
 from manifests.reasons import Reason
 
@@ -64,6 +64,65 @@ def test_reversed_frames_give_the_volume_of_ordered_ones(scan: Any) -> None:
     assert isinstance(record, VolumeRecord)
     profile = record.volume[:, 190].mean(axis=1)
     assert np.all(np.diff(profile[profile > 0]) >= 0)
+
+
+RISING_MM = (0.41 * np.arange(20)).tolist()
+AXES = {
+    "-z": ((1, 0, 0, 0, 1, 0), (0, 0, -1)),
+    "+z": ((1, 0, 0, 0, -1, 0), (0, 0, 1)),
+    "-x": ((0, 0, -1, 0, 1, 0), (-1, 0, 0)),
+    "+x": ((0, 0, 1, 0, 1, 0), (1, 0, 0)),
+    "-y": ((1, 0, 0, 0, 0, 1), (0, -1, 0)),
+    "+y": ((1, 0, 0, 0, 0, -1), (0, 1, 0)),
+    "oblique": ((0.8, 0, 0.6, 0, 1, 0), (-0.6, 0, 0.8)),
+}
+"""A direction of B-scans -> ImageOrientationPatient, and where the next B-scan lies."""
+
+
+@pytest.mark.parametrize("stored", ["in order", "in reverse", "at random"])
+@pytest.mark.parametrize("axis", AXES)
+def test_the_order_of_storing_changes_no_voxel(scan: Any, axis: str, stored: str) -> None:
+    """B-scans rise along the positive axis, whatever way the plane's normal points and however they are stored."""
+    good = scan("spectralis_ppol_mac_hr_oct")
+    orientation, towards = AXES[axis]
+    count = len(good.volume)
+    upwards = max(towards, key=abs) > 0
+    order = {"in order": np.arange(count), "in reverse": np.arange(count)[::-1]}.get(
+        stored, np.random.default_rng(7).permutation(count)
+    )
+    frames = tuple(
+        FrameGeometry(
+            stack_position=int(place) + 1,
+            position_mm=tuple(round(float(step) * 0.41 * place - 3, 9) for step in towards),
+            orientation=orientation,
+        )
+        for place in order
+    )
+    header = dataclasses.replace(good.header, frames=frames)
+    rising = good.volume if upwards else good.volume[::-1]
+    record = convert_file(encode_dicom(rising[order], header), good.path, None, BLOCK6)
+    assert isinstance(record, VolumeRecord), record
+    assert record.probed.scan.spacing_mm[0] == pytest.approx(0.41)
+    ordered = convert_file(
+        encode_dicom(good.volume, dataclasses.replace(good.header, frames=plane_frames(RISING_MM, 9.3))),
+        good.path,
+        None,
+        BLOCK6,
+    )
+    assert isinstance(ordered, VolumeRecord), ordered
+    assert np.array_equal(record.volume, ordered.volume)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: UID(uid).keyword)
+def test_a_newline_behind_the_data_set_is_refused_and_named(scan: Any, syntax: str) -> None:
+    """A transfer as text writes it, and changes bytes of the pixels too, as often as not: nothing tells."""
+    good = scan(MACULA, syntax)
+    result = convert_file(good.encode() + b"\n", good.path, None, BLOCK6)
+    assert isinstance(result, Rejection)
+    native = syntax in {EXPLICIT_LE, IMPLICIT_LE}
+    assert result.reason is (Reason.PIXELDATA_LENGTH_MISMATCH if native else Reason.TRUNCATED_DATASET)
+    behind = "what lies behind the deflated data set is no padding."
+    assert result.detail == (behind if syntax == DEFLATED_LE else "1 byte behind the pixel data is no data element.")
 
 
 def test_probe_reads_the_header_only(scan: Any) -> None:

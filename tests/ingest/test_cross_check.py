@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from ingest.convert import probe_file
 from ingest.cross_check import FIELDS_MM, check_depth
@@ -166,3 +167,64 @@ def test_axial_and_lateral_spacing_swapped_are_refused(name: str) -> None:
     with pytest.raises(IngestError) as caught:
         check_depth(swapped, protocol.rows)
     assert caught.value.reason is Reason.SPACING_INVALID
+
+
+def lines_too(
+    scan: Any, factor: float = 1.0, pixel_mm: float = 0.02, round_to: float = 0.0
+) -> Callable[[Dataset], None]:
+    """The same B-scans on a localizer, `factor` times as far from one another as plane positions say."""
+
+    def edit(dataset: Dataset) -> None:
+        length = scan.volume.shape[2] * float(measures(dataset).PixelSpacing[1]) / pixel_mm
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            row = 300 + factor * float(group.PlanePositionSequence[0].ImagePositionPatient[2]) / pixel_mm
+            item = Dataset()
+            ends = [row, 50.3, row, 50.3 + length]
+            item.ReferenceCoordinates = [round(end / round_to) * round_to if round_to else end for end in ends]
+            group.OphthalmicFrameLocationSequence = Sequence([item])
+
+    return edit
+
+
+POSITIONED = [
+    name for name, protocol in PROTOCOLS.items() if protocol.raster and protocol.positions == "plane_position"
+]
+
+
+@pytest.mark.parametrize("name", POSITIONED)
+@pytest.mark.parametrize("factor", [0.5, 0.93, 1.08, 2.0])
+def test_positions_and_lines_that_disagree_are_refused(scan: Any, name: str, factor: float) -> None:
+    result = probe(scan(name), lines_too(scan(name), factor))
+    assert isinstance(result, Rejection)
+    assert result.reason is Reason.SPACING_INCONSISTENT
+    assert "on the localizer" in result.detail
+
+
+@pytest.mark.parametrize("name", POSITIONED)
+@pytest.mark.parametrize(
+    ("pixel_mm", "round_to"), [(0.02, 0.0), (0.01, 1.0), (0.05, 1.0), (0.2, 1.0), (1.0, 1.0), (5.0, 0.5), (5.0, 1.0)]
+)
+def test_lines_that_are_rounded_agree(scan: Any, name: str, pixel_mm: float, round_to: float) -> None:
+    """However coarse the localizer is: what is rounded away says nothing."""
+    result = probe(scan(name), lines_too(scan(name), 1.0, pixel_mm, round_to))
+    assert isinstance(result, Probed), result
+    assert result == probe(scan(name))
+
+
+@pytest.mark.parametrize("line", [[0.0] * 4, [9.0, 50.0, 9.0, 450.0]])
+def test_a_placeholder_for_all_lines_says_nothing(scan: Any, line: list[float]) -> None:
+    def same(dataset: Dataset) -> None:
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            item = Dataset()
+            item.ReferenceCoordinates = line
+            group.OphthalmicFrameLocationSequence = Sequence([item])
+
+    assert probe(scan(PLANES), same) == probe(scan(PLANES))
+
+
+def test_a_factor_of_two_is_seen_on_any_localizer_that_can_show_it(scan: Any) -> None:
+    """Rounding may hide it below eight pixels; above, it may not."""
+    for pixel_mm in (0.02, 0.1, 0.5):
+        for factor in (0.5, 2.0):
+            result = probe(scan(PLANES), lines_too(scan(PLANES), factor, pixel_mm, 1.0))
+            assert isinstance(result, Rejection), (pixel_mm, factor)

@@ -1,6 +1,7 @@
 """Participant, device and laterality by path and header, which must agree."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
+from ingest.facts import path_facts
 from ingest.identity import (
     PROTOCOL_PATTERN,
     PROTOCOL_WORDS,
@@ -35,10 +37,14 @@ def identity(scan: Any, edit: Callable[[Dataset], object] = bool, path: str | No
     return identify(dataset, path or scan.path, None)
 
 
-def refusal(scan: Any, edit: Callable[[Dataset], object] = bool, path: str | None = None) -> Reason:
+def refused(scan: Any, edit: Callable[[Dataset], object] = bool, path: str | None = None) -> IngestError:
     with pytest.raises(IngestError) as caught:
         identity(scan, edit, path)
-    return caught.value.reason
+    return caught.value
+
+
+def refusal(scan: Any, edit: Callable[[Dataset], object] = bool, path: str | None = None) -> Reason:
+    return refused(scan, edit, path).reason
 
 
 @given(st.from_regex(r"[1-9][0-9]{3}", fullmatch=True))
@@ -117,9 +123,75 @@ def test_digits_of_other_scripts_are_no_participant() -> None:
     assert path_identity("٤١٢٣/٤١٢٣_mac_oct_l_1.2.dcm").participant_id is None
 
 
-def test_a_path_that_says_nothing_says_nothing() -> None:
-    found = path_identity("some/where/image.dcm")
+@pytest.mark.parametrize("path", ["some/where/image.dcm", "image.dcm", "4123/raw/image.dcm", "4123/05/image.dcm"])
+def test_a_path_that_says_nothing_says_nothing(path: str) -> None:
+    found = path_identity(path)
     assert (found.participant_id, found.device, found.protocol, found.laterality) == (None, None, None, None)
+
+
+NAMED = "4123_maestro2_3d_macula_oct_l_1.2.dcm"
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "4123", "4123/2023", "4123/202305", "4123/20230531", "4123/2023/05", "4123/1999/20000101", "4123/4999",
+        "4123/raw", "2023", "20230531", "2023/4123", "300/4123", "300/data", "300/topcon_maestro2",
+        "300/topcon_maestro2/2023", "raw", "",
+    ],
+)  # fmt: skip
+def test_a_file_named_after_a_participant_may_lie_below_dates(folders: str, scan: Any) -> None:
+    assert path_identity(f"{folders}/{NAMED}").participant_id == "4123"
+    assert identity(scan(MACULA), path=f"{folders}/{NAMED}").participant_id == "4123"
+
+
+@pytest.mark.parametrize(
+    "folders", ["4999", "4999/2023", "4999/2023/20230531", "4999/202305", "41230", "2023/4999", "2100"]
+)
+def test_a_file_in_the_folder_of_another_participant_is_found(folders: str, scan: Any) -> None:
+    with pytest.raises(IngestError, match="folder and file name give different participants"):
+        path_identity(f"{folders}/{NAMED}")
+    assert refusal(scan(MACULA), path=f"{folders}/{NAMED}") is Reason.PARTICIPANT_PATH_MISMATCH
+
+
+@pytest.mark.parametrize("number", ["1985", "2023", "202305", "20230531"])
+def test_a_participant_may_have_the_number_of_a_year(number: str, scan: Any) -> None:
+    def edit(dataset: Dataset) -> None:
+        dataset.PatientID = number
+
+    assert identity(scan(MACULA), edit, f"{number}/image.dcm").participant_id == number
+    assert identity(scan(MACULA), edit, f"{number}/{number}_mac_l_1.2.dcm").participant_id == number
+    assert refusal(scan(MACULA), path=f"{number}/image.dcm") is Reason.PARTICIPANT_PATH_MISMATCH
+    assert refusal(scan(MACULA), edit, f"{number}/{NAMED}") is Reason.PARTICIPANT_PATH_MISMATCH
+
+
+@pytest.mark.parametrize(
+    "folders", ["4123/2023", "4123/visit/2023", "4123/2023/20230531", "2023/4123", "4123/300/2023"]
+)
+def test_without_a_name_the_header_says_which_of_several_numbers_is_the_participant(folders: str, scan: Any) -> None:
+    assert identity(scan(MACULA), path=f"{folders}/image.dcm").participant_id == "4123"
+
+
+@pytest.mark.parametrize(
+    "folders", ["4999/2023", "4123/4999", "4123/1000", "2023/1985", "4123/202313", "4123/20230532"]
+)
+def test_without_a_name_a_parent_that_is_no_date_is_the_participant(folders: str, scan: Any) -> None:
+    assert refusal(scan(MACULA), path=f"{folders}/image.dcm") is Reason.PARTICIPANT_PATH_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("path", "participant"),
+    [("4123/2023/image.dcm", "4123"), ("2023/image.dcm", "2023"), ("2023/1985/image.dcm", "1985"), ("2023/IM", "2023")],
+)
+def test_of_several_numbers_the_row_has_the_likeliest(path: str, participant: str) -> None:
+    assert path_facts(path).participant_id == participant
+
+
+def test_what_a_path_contradicts_is_unknown_and_the_rest_is_known() -> None:
+    participant = path_facts(f"topcon_maestro2/4999/{NAMED}")
+    assert (participant.participant_id, participant.device, participant.laterality) == (None, "topcon_maestro2", "L")
+    device = path_facts(f"zeiss_cirrus/4123/{NAMED}")
+    assert (device.participant_id, device.device, device.protocol) == ("4123", None, MACULA)
 
 
 def test_good_file_is_identified(scan: Any) -> None:
@@ -146,11 +218,70 @@ def test_folder_and_header_must_name_one_device(scan: Any) -> None:
     assert refusal(good, nameless) is Reason.DEVICE_PATH_MISMATCH
 
 
-def test_laterality_is_in_the_header_and_agrees(scan: Any) -> None:
+NEITHER = "a laterality in the header is neither R nor L."
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "detail"),
+    [
+        ("ImageLaterality", "R", "the header gives both lateralities, R and L."),
+        ("ImageLaterality", "L\\R", "the header gives both lateralities, R and L."),
+        ("Laterality", "R", "the header gives both lateralities, R and L."),
+        *(
+            (keyword, value, NEITHER)
+            for keyword in ("ImageLaterality", "Laterality")
+            for value in ("l", "r", "OS", "B")
+        ),
+        ("ImageLaterality", "L\\U", NEITHER),
+    ],
+)
+def test_laterality_in_the_header_is_one_of_two_letters(scan: Any, keyword: str, value: str, detail: str) -> None:
+    with disable_value_validation():
+        fault = refused(scan(MACULA), lambda d: d.add_new(keyword, "CS", value.split("\\")))
+    assert (fault.reason, fault.detail) == (Reason.LATERALITY_MISSING_OR_CONFLICT, detail)
+
+
+@pytest.mark.parametrize("value", ["L ", " L", "  L  ", "L\0"])
+def test_padding_is_no_part_of_a_laterality(scan: Any, value: str) -> None:
+    with disable_value_validation():
+        assert identity(scan(MACULA), lambda d: setattr(d, "ImageLaterality", value)).laterality == "L"
+
+
+def test_header_and_name_say_the_same_eye(scan: Any) -> None:
     good = scan(MACULA)
-    assert refusal(good, lambda d: setattr(d, "ImageLaterality", "R")) is Reason.LATERALITY_MISSING_OR_CONFLICT
-    assert refusal(good, lambda d: setattr(d, "ImageLaterality", "B")) is Reason.LATERALITY_MISSING_OR_CONFLICT
-    assert refusal(good, path=good.path.replace("_l_", "_r_")) is Reason.LATERALITY_MISSING_OR_CONFLICT
+    fault = refused(good, path=good.path.replace("_l_", "_r_"))
+    assert fault.reason is Reason.LATERALITY_MISSING_OR_CONFLICT
+    assert fault.detail == "header and name give different lateralities."
+
+
+def other_frames(dataset: Dataset) -> None:
+    """No sequence where one must be: PARSER_CRASH."""
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.add_new("PerFrameFunctionalGroupsSequence", "LO", "x")
+
+
+FAULTS: dict[str, tuple[Reason, Callable[[Dataset], object], Callable[[str], str]]] = {
+    "uid": (Reason.META_HEADER_INVALID, lambda d: delattr(d, "SOPInstanceUID"), str),
+    "frames": (Reason.PARSER_CRASH, other_frames, str),
+    "patient": (Reason.PARTICIPANT_PATH_MISMATCH, lambda d: setattr(d, "PatientID", "4124"), str),
+    "folder": (Reason.PARTICIPANT_PATH_MISMATCH, bool, lambda path: path.replace("/4123/", "/4999/")),
+    "device": (Reason.DEVICE_PATH_MISMATCH, lambda d: setattr(d, "Manufacturer", "Zeiss"), str),
+    "device_folder": (
+        Reason.DEVICE_PATH_MISMATCH,
+        bool,
+        lambda path: path.replace("topcon_maestro2/", "zeiss_cirrus/"),
+    ),
+    "eye": (Reason.LATERALITY_MISSING_OR_CONFLICT, lambda d: setattr(d, "ImageLaterality", "R"), str),
+    "name": (Reason.LATERALITY_MISSING_OR_CONFLICT, bool, lambda path: path.replace("_l_", "_r_")),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(FAULTS, 2)))
+def test_of_two_faults_in_path_or_header_the_earlier_code_is_told(scan: Any, one: str, other: str) -> None:
+    (first, edit_one, move_one), (second, edit_other, move_other) = FAULTS[one], FAULTS[other]
+    path = move_other(move_one(scan(MACULA).path))
+    found = refusal(scan(MACULA), lambda dataset: (edit_other(dataset), edit_one(dataset)), path)
+    assert found is min(first, second, key=lambda reason: reason.precedence)
 
 
 def test_en_face_and_flow_are_known_by_image_type_not_by_name(scan: Any) -> None:

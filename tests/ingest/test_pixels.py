@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import struct
+from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import HTJ2K, UID, HTJ2KLossless, JPEGLossless
+from pydicom.config import disable_value_validation
+from pydicom.uid import HTJ2K, UID, HTJ2KLossless, JPEG2000Lossless, JPEGLossless
 
 from ingest.errors import IngestError
 from ingest.header import parse_file
+from ingest.phantom.dicom import serialise
 from ingest.pixels import decode_file
 from ingest.record import Limits
 from ingest.syntaxes import Pixels, codec_of
@@ -132,3 +138,124 @@ def test_a_failed_decode_is_never_read_as_raw_pixels() -> None:
     middle = data.index(b"\xff\xd8\xff", len(data) // 2)
     data[middle + 200 : middle + 400] = bytes(200)
     assert refusal(bytes(data)) is Reason.FRAME_UNDECODABLE
+
+
+def items(*values: bytes) -> bytes:
+    """Encapsulated pixels: a basic offset table, and fragments."""
+    even = [value + b"\0" * (len(value) % 2) for value in values]
+    return b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(value)) + value for value in even)
+
+
+def coded(volume: Pixels, codecformat: str = "j2k") -> list[bytes]:
+    frames = [bytes(imagecodecs.jpeg2k_encode(frame, level=0, codecformat=codecformat)) for frame in volume]
+    return [frame + b"\0" * (len(frame) % 2) for frame in frames]
+
+
+def parts(frame: bytes, *cuts: int) -> list[bytes]:
+    """A frame in several fragments."""
+    return [frame[start:stop] for start, stop in pairwise((0, *cuts, len(frame)))]
+
+
+def offsets(lengths: list[int]) -> list[int]:
+    """Of each of these fragments, from the first one's item on."""
+    return [0, *accumulate(length + 8 for length in lengths)][:-1]
+
+
+def in_fragments(
+    scan: Any, fragments: list[bytes], table: bytes = b"", extended: list[int] | None = None, lengths: Any = None
+) -> Any:
+    good = scan("maestro2_3d_macula_oct", JPEG2000Lossless)
+    dataset = good.dataset()
+    dataset.add_new(0x7FE00010, "OB", items(table, *fragments))
+    dataset["PixelData"].is_undefined_length = True
+    for keyword, values in (("ExtendedOffsetTable", extended), ("ExtendedOffsetTableLengths", lengths)):
+        if values is not None:
+            setattr(dataset, keyword, struct.pack(f"<{len(values)}Q", *values))
+    with disable_value_validation():
+        return good, serialise(dataset)
+
+
+def basic(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}L", *values)
+
+
+@pytest.mark.parametrize("codecformat", ["j2k", "jp2"])
+@pytest.mark.parametrize("cuts", [(200,), (86,), (12, 40), (300, 1000)])
+def test_frames_in_several_fragments_are_joined_by_their_start(scan: Any, codecformat: str, cuts: Any) -> None:
+    """Also where a JP2's boxes end and its codestream begins, which is no frame of its own."""
+    frames = coded(scan("maestro2_3d_macula_oct").volume, codecformat)
+    if codecformat == "jp2":  # an odd box more, so that a fragment may begin where the codestream does
+        frames = [frame[:32] + b"\0\0\0\x09free\0" + frame[32:] for frame in frames]
+        cuts = tuple(sorted({*cuts, frames[0].index(b"\xff\x4f\xff\x51")}))
+    good, data = in_fragments(scan, [part for frame in frames for part in parts(frame, *cuts)])
+    assert np.array_equal(decode(data), good.volume)
+
+
+@pytest.mark.parametrize("kind", ["basic", "extended", "extended with lengths"])
+def test_an_offset_table_joins_fragments_that_nothing_else_could(scan: Any, kind: str) -> None:
+    """Every second part begins as a frame does."""
+    start = b"\xff\x4f\xff\x51"
+    frames = [frame + bytes(2) for frame in coded(scan("maestro2_3d_macula_oct").volume)]
+    fragments = [part for frame in frames for part in (frame[:2], frame[2:])]
+    assert not any(part.startswith(start) for part in fragments)
+    starts = offsets([len(part) for part in fragments])[::2]
+    table = basic(*starts) if kind == "basic" else b""
+    extended = None if table else starts
+    lengths = [len(frame) for frame in frames] if "lengths" in kind else None
+    good, data = in_fragments(scan, fragments, table, extended, lengths)
+    assert np.array_equal(decode(data), good.volume)
+    assert refusal(in_fragments(scan, fragments)[1]) is Reason.NFRAMES_MISMATCH
+
+
+LIES: dict[str, Callable[[list[int]], list[int]]] = {
+    "inside of a fragment": lambda starts: [*starts[:5], starts[5] + 4, *starts[6:]],
+    "beyond the end": lambda starts: [*starts[:-1], starts[-1] + 10**6],
+    "far beyond the end": lambda starts: [*starts[:-1], 2**32 - 2],
+    "backwards": lambda starts: starts[::-1],
+    "two swapped": lambda starts: [*starts[:3], starts[4], starts[3], *starts[5:]],
+    "rotated": lambda starts: [*starts[1:], starts[0]],
+    "one twice": lambda starts: [*starts[:4], starts[3], *starts[5:]],
+    "one too few": lambda starts: starts[:-1],
+    "one too many": lambda starts: [*starts, starts[-1] + 8],
+    "not from zero on": lambda starts: [start + 8 for start in starts],
+    "only the first": lambda _: [0],
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("kind", ["basic", "extended"])
+@pytest.mark.parametrize("lie", LIES)
+def test_an_offset_table_that_lies_is_refused(scan: Any, lie: str, kind: str, pieces: int) -> None:
+    """Readers that believe it see other frames, or in another order, than those that do not."""
+    frames = coded(scan("maestro2_3d_macula_oct").volume)
+    fragments = [part for frame in frames for part in (parts(frame, 200) if pieces == 2 else [frame])]
+    starts = LIES[lie](offsets([len(part) for part in fragments])[::pieces])
+    table, extended = (basic(*starts), None) if kind == "basic" else (b"", starts)
+    assert refusal(in_fragments(scan, fragments, table, extended)[1]) is Reason.NFRAMES_MISMATCH
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_an_offset_table_of_zeros_is_a_placeholder(scan: Any, pieces: int) -> None:
+    frames = coded(scan("maestro2_3d_macula_oct").volume)
+    fragments = [part for frame in frames for part in (parts(frame, 200) if pieces == 2 else [frame])]
+    good, data = in_fragments(scan, fragments, basic(*[0] * len(frames)))
+    assert np.array_equal(decode(data), good.volume)
+
+
+def test_an_offset_table_of_half_a_number_is_refused(scan: Any) -> None:
+    frames = coded(scan("maestro2_3d_macula_oct").volume)
+    table = basic(*offsets([len(frame) for frame in frames]))
+    assert refusal(in_fragments(scan, frames, table + b"\0\0")[1]) is Reason.NFRAMES_MISMATCH
+
+
+def test_lengths_of_the_extended_offset_table_must_be_true(scan: Any) -> None:
+    frames = coded(scan("maestro2_3d_macula_oct").volume)
+    lengths = [len(frame) for frame in frames]
+    good, data = in_fragments(scan, frames, b"", offsets(lengths), lengths)
+    assert np.array_equal(decode(data), good.volume)
+    for lie in ([*lengths[:-1], lengths[-1] - 40], [lengths[0] + 2, *lengths[1:]], lengths[:-1], []):
+        result = in_fragments(scan, frames, b"", offsets(lengths), lie)[1]
+        if lie:
+            assert refusal(result) is Reason.NFRAMES_MISMATCH
+        else:
+            assert np.array_equal(decode(result), good.volume), "they may be absent"

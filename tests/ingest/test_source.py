@@ -10,7 +10,7 @@ import pytest
 
 from ingest.errors import IngestError, SourceError
 from ingest.reader import SourceReader
-from ingest.source import discover, find_participants, is_candidate
+from ingest.source import Discovery, discover, find_participants, is_candidate
 from manifests.reasons import Reason
 
 MANIFEST = "person_id\tfilepath\tpixel_spacing\tslice_thickness\tanatomic_region\n"
@@ -103,7 +103,7 @@ def test_listed_files_in_an_unsafe_archive_are_not_missing(tmp_path: Path) -> No
     assert {row.reason for row in discover(source).settled} == {Reason.ZIP_UNSAFE}
 
 
-@pytest.mark.parametrize("listed", ["./a.dcm", "/a.dcm", "//a.dcm", "a.zip", "notes.txt", "a.zip!b.dcm", "."])
+@pytest.mark.parametrize("listed", ["./a.dcm", "/a.dcm", "//a.dcm", "x/../a.dcm", "a.zip", "a.zip!b.dcm", ".", ""])
 def test_however_a_file_is_listed_it_has_one_row(listed: str, tmp_path: Path) -> None:
     """Two rows for one path end the job."""
     manifest = f"{MANIFEST}1001\t{listed}\t\t0.05\t\n"
@@ -111,7 +111,192 @@ def test_however_a_file_is_listed_it_has_one_row(listed: str, tmp_path: Path) ->
     found = discover(fill(tmp_path, files))
     assert [entry.path for entry in found.entries] == ["a.dcm", "a.zip!b.dcm"]
     assert [row.path for row in found.settled] == ["a.zip"]
-    assert (found.entries[0].manifest is not None) is (listed in {"./a.dcm", "/a.dcm", "//a.dcm"})
+    assert (found.entries[0].manifest is not None) is listed.endswith("a.dcm")
+
+
+def listing(*lines: str) -> bytes:
+    """A manifest; each line is a path and the cells behind it."""
+    return (MANIFEST + "".join(f"1001\t{line}\n" for line in lines)).encode()
+
+
+def told(found: Discovery) -> dict[str, str | None]:
+    """Path -> slice thickness of an entry, None without a row of a manifest; the reason of what is settled."""
+    entries = {entry.path: entry.manifest.slice_thickness if entry.manifest else None for entry in found.entries}
+    rows = {row.path: row.reason.value for row in found.settled}
+    assert not entries.keys() & rows.keys()
+    return entries | rows
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.dcm.gz", "x.txt", "scan.Jane Doe", ".x.dcm", "x.0_1"])
+def test_what_a_manifest_lists_is_a_scan_whatever_its_extension(name: str, tmp_path: Path) -> None:
+    files = {name: b"1", f"copy of {name}": b"22"} | {"manifest.tsv": listing(f"/{name}\t\t0.05")}
+    found = discover(fill(tmp_path, files))
+    assert told(found)[name] == "0.05"
+    assert [row.path for row in found.settled] == []
+    assert sum(found.other_files.values()) == len(files) - len(found.entries)
+
+
+def test_a_listed_pipe_and_a_listed_member_of_any_extension_have_a_row(tmp_path: Path) -> None:
+    rows = listing("/pipe.bin\t\t1", "/retinal_oct/cirrus/1001/x.bin\t\t2", "/retinal_oct/cirrus/1001/gone.bin\t\t3")
+    zipped = archive({"1001/x.bin": b"1", "1001/notes.txt": b"2"})
+    source = fill(tmp_path, {"manifest.tsv": rows, "cirrus.zip": zipped})
+    os.mkfifo(tmp_path / "pipe.bin")
+    assert told(discover(source)) == {
+        "cirrus.zip!1001/x.bin": "2",
+        "cirrus.zip": "OUTSIDE_FILTER",
+        "pipe.bin": "IO_UNREADABLE",
+        "retinal_oct/cirrus/1001/gone.bin": "FILE_MISSING",
+    }
+
+
+@pytest.mark.parametrize("root", ["retinal_oct/", ""])
+@pytest.mark.parametrize("sites", [("siteA/", "siteB/"), ("", "siteB/"), ("a/", "a/b/")])
+def test_each_of_two_cohorts_has_the_rows_of_its_own_manifest(
+    sites: tuple[str, str], root: str, tmp_path: Path
+) -> None:
+    """`one` is there in both, `two` in the first only; one's `three` and `four` are listed by the other."""
+    first, second = (f"{site}{root}" for site in sites)
+    paths = [f"/retinal_oct/oct/{name}.dcm" for name in ("one", "two", "three")]
+    source = fill(
+        tmp_path,
+        {
+            f"{first}manifest.tsv": listing(f"{paths[0]}\t\t1", f"{paths[1]}\t\t2", "/retinal_oct/oct/four.dcm"),
+            f"{second}manifest.tsv": listing(*(f"{path}\t\t{number}" for number, path in enumerate(paths, start=7))),
+            **{f"{first}oct/{name}.dcm": b"1" for name in ("one", "two", "three")},
+            f"{second}oct/one.dcm": b"1",
+            f"{second}oct/four.dcm": b"1",
+        },
+    )
+    assert told(discover(source)) == {
+        f"{first}oct/one.dcm": "1",
+        f"{first}oct/two.dcm": "2",
+        f"{first}oct/three.dcm": None,
+        f"{second}oct/one.dcm": "7",
+        f"{second}oct/four.dcm": None,
+        f"{sites[0]}retinal_oct/oct/four.dcm": "FILE_MISSING",
+        f"{sites[1]}retinal_oct/oct/two.dcm": "FILE_MISSING",
+        f"{sites[1]}retinal_oct/oct/three.dcm": "FILE_MISSING",
+    }
+
+
+def test_a_manifest_that_lies_elsewhere_says_which_file_if_only_one_has_that_path(tmp_path: Path) -> None:
+    rows = listing("/retinal_oct/one.dcm\t\t1", "/retinal_oct/two.dcm\t\t2")
+    names = ("old/retinal_oct/one.dcm", "old/retinal_oct/two.dcm", "new/retinal_oct/two.dcm")
+    source = fill(tmp_path, {"tables/manifest.tsv": rows} | dict.fromkeys(names, b"1"))
+    assert told(discover(source)) == {
+        "old/retinal_oct/one.dcm": "1",
+        "old/retinal_oct/two.dcm": None,
+        "new/retinal_oct/two.dcm": None,
+        "tables/retinal_oct/two.dcm": "FILE_MISSING",
+    }
+
+
+def test_members_of_one_name_are_told_apart_by_their_folder_or_not_at_all(tmp_path: Path) -> None:
+    rows = listing(
+        *(f"/retinal_oct/{path}/scan.dcm\t\t{path[-4:]}" for path in ("c/1001", "c/4001", "c/7001", "t/1002"))
+    )
+    archives = {
+        "c.zip": archive(dict.fromkeys(["1001/scan.dcm", "4001/scan.dcm", "1002/scan.dcm"], b"1")),
+        "t.zip": archive({"1002/scan.dcm": b"1"}),
+    }
+    found = told(discover(fill(tmp_path, {"manifest.tsv": rows} | archives)))
+    assert {path: said for path, said in found.items() if not path.endswith(".zip")} == {
+        "c.zip!1001/scan.dcm": "1001",
+        "c.zip!4001/scan.dcm": "4001",
+        "retinal_oct/c/7001/scan.dcm": "FILE_MISSING",
+        "c.zip!1002/scan.dcm": None,
+        "t.zip!1002/scan.dcm": None,
+    }
+
+
+def test_a_quote_that_nobody_closes_swallows_no_line(tmp_path: Path) -> None:
+    rows = listing('a.dcm\t"[0.1, 0.2]\t0.1', 'b".dcm\t\t0.2', 'c.dcm\t"\t0.3', 'd.dcm\t\t0.4"')
+    source = fill(tmp_path, {"manifest.tsv": rows} | dict.fromkeys(("a.dcm", 'b".dcm', "c.dcm", "d.dcm"), b"1"))
+    assert told(discover(source)) == {"a.dcm": "0.1", 'b".dcm': "0.2", "c.dcm": "0.3", "d.dcm": '0.4"'}
+
+
+def test_a_cell_that_is_quoted_whole_says_what_is_inside(tmp_path: Path) -> None:
+    rows = b'"person_id"\t"filepath"\t"pixel_spacing"\t"slice_thickness"\n"1001"\t"/b""1"".dcm"\t"[0.1, 0.2]"\t"0.2"\n'
+    [entry] = discover(fill(tmp_path, {"manifest.tsv": rows, 'b"1".dcm': b"1"})).entries
+    assert entry.manifest is not None
+    assert (entry.manifest.pixel_spacing, entry.manifest.slice_thickness) == ("[0.1, 0.2]", "0.2")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_may_be_empty_short_or_long_and_end_as_they_like(end: str, mark: str, tmp_path: Path) -> None:
+    lines = [
+        "",
+        " \t ",
+        "person_id\tfilepath\tslice_thickness",
+        "",
+        "1001",
+        "1001\ta.dcm",
+        "\t\t\t\t",
+        "7\tb.dcm\t2\tx\ty\t",
+    ]
+    text = mark + end.join([*lines, "7\tgone.dcm\t3"])
+    source = fill(tmp_path, {"manifest.tsv": text.encode(), "a.dcm": b"1", "b.dcm": b"1"})
+    assert told(discover(source)) == {"a.dcm": None, "b.dcm": "2", "gone.dcm": "FILE_MISSING"}
+    assert discover(source).entries[0].manifest is not None
+
+
+@pytest.mark.parametrize(
+    ("listed", "path", "detail"),
+    [
+        ("../outside.dcm", "../outside.dcm", "outside of SOURCE"),
+        ("/../../outside.dcm", "../../outside.dcm", "outside of SOURCE"),
+        ("a/../../outside.dcm", "../outside.dcm", "outside of SOURCE"),
+        ("..\\outside.dcm", "../outside.dcm", "outside of SOURCE"),
+        ("..", "..", "outside of SOURCE"),
+        ("{outside}", "{outside}", "not found"),
+        ("C:\\data\\outside.dcm", "C:/data/outside.dcm", "not found"),
+        ("retinal_oct", "retinal_oct", "not found"),
+    ],
+)
+def test_a_listed_path_that_leads_out_of_source_is_one_row_and_is_not_read(
+    listed: str, path: str, detail: str, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside.dcm"
+    outside.write_bytes(b"1")
+    source = fill(
+        tmp_path / "source", {"manifest.tsv": listing(listed.format(outside=outside)), "retinal_oct/a.dcm": b""}
+    )
+    found = discover(source)
+    assert [entry.path for entry in found.entries] == ["retinal_oct/a.dcm"]
+    [row] = found.settled
+    assert (row.path, row.reason) == (path.format(outside=str(outside)[1:]), Reason.FILE_MISSING)
+    assert row.detail == f"listed in manifest.tsv, {detail}."
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "/retinal_oct/oct/a.DCM", "retinal_oct/oct/a.Dcm", "\\retinal_oct\\oct\\a.dcm", "retinal_oct/oct\\a.DCM",
+        "oct\\a.dcm", "/data/study/retinal_oct/oct/a.dcm", "D:\\study\\retinal_oct\\oct\\a.dcm",
+        "/retinal_oct//oct/./a.dcm ",
+    ],
+)  # fmt: skip
+def test_separators_roots_and_the_case_of_an_extension_do_not_hide_a_file(listed: str, tmp_path: Path) -> None:
+    files = {"x/retinal_oct/manifest.tsv": listing(f"{listed}\t\t1"), "x/retinal_oct/oct/a.dcm": b"1"}
+    assert told(discover(fill(tmp_path, files))) == {"x/retinal_oct/oct/a.dcm": "1"}
+
+
+def test_of_names_that_differ_in_case_the_exact_one_is_meant(tmp_path: Path) -> None:
+    rows = listing("a.dcm\t\t1", "a.DCM\t\t2", "a.Dcm\t\t3", "back\\slash.dcm\t\t4")
+    source = fill(tmp_path, {"manifest.tsv": rows} | dict.fromkeys(("a.dcm", "a.DCM", "back\\slash.dcm"), b"1"))
+    assert told(discover(source)) == {"a.dcm": "1", "a.DCM": "2", "a.Dcm": "FILE_MISSING", "back\\slash.dcm": "4"}
+
+
+def test_a_file_that_is_listed_twice_has_what_its_lines_agree_on(tmp_path: Path) -> None:
+    rows = listing(
+        "a.dcm\t[1, 2]\t1\tMacula", "/a.DCM\t[1, 2]\t2\tMacula", "a.dcm\t[1, 2]\t1\tMacula", *["gone.dcm"] * 2
+    )
+    found = discover(fill(tmp_path, {"manifest.tsv": rows, "a.dcm": b"1"}))
+    [manifest] = [entry.manifest for entry in found.entries]
+    assert manifest is not None
+    assert (manifest.pixel_spacing, manifest.slice_thickness, manifest.anatomic_region) == ("[1, 2]", None, "Macula")
+    assert [row.path for row in found.settled] == ["gone.dcm"]
 
 
 def test_extensions_that_nobody_knows_are_counted_together(tmp_path: Path) -> None:

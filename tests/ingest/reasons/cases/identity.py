@@ -118,14 +118,13 @@ def participants() -> Iterator[Case]:
     for place, (name, value) in enumerate(texts.items()):
         yield by_edit(reason, f"id_{name}", put_text("PatientID", value), _turn(place))
     yield by_edit(reason, "id_absent", without("PatientID"), _turn(3))
-    unread: dict[str, object] = dict.fromkeys(("participant_id", "device", "protocol", "laterality", "anatomic_region"))
-    for place, other in enumerate(("4124", "7001", "123456")):
+    for place, other in enumerate(("4124", "7001", "123456", "7001/2023", "7001/2023/20230531")):
         seed, path = _at(place, _folder(other))
-        known = unread | {"participant_id": "4123"}
-        yield Case(reason=reason, name=f"folder_{other}", seed=seed, make=seed.encode, path=path, known=known)
-    for place, folder in enumerate(("1001", "70012")):
+        yield Case(reason=reason, name=f"folder_{other}", seed=seed, make=seed.encode, path=path)
+    for place, folder in enumerate(("1001", "70012", "7001/2023", "2023")):
         seed = dataclasses.replace(_turn(place), num_frames=9)
-        bare = {"protocol": None, "laterality": None, "anatomic_region": None, "participant_id": folder}
+        known = folder.partition("/")[0]
+        bare = {"protocol": None, "laterality": None, "anatomic_region": None, "participant_id": known}
         path = f"{seed.protocol.device}/{folder}/image.dcm"
         yield Case(reason=reason, name=f"plain_name_in_{folder}", seed=seed, make=seed.encode, path=path, known=bare)
 
@@ -172,7 +171,7 @@ def devices() -> Iterator[Case]:
     for folder, protocol in (("zeiss_cirrus", MACULA), ("topcon_triton", SPECTRALIS), ("topcon_maestro2", CIRRUS)):
         seed = Seed(name=protocol)
         path = f"retinal_oct/structural_oct/{folder}/4123/{seed.file_name}"
-        known: dict[str, object] = dict.fromkeys(("device", "protocol", "laterality", "anatomic_region"))
+        known = {"device": None}
         yield Case(reason=reason, name=f"{protocol}_in_{folder}", seed=seed, make=seed.encode, path=path, known=known)
 
 
@@ -224,6 +223,7 @@ def eyes() -> Iterator[Case]:
         "unpaired": put_text("ImageLaterality", "U"),
         "word": put_text("ImageLaterality", "LEFT"),
         "latin": put_text("ImageLaterality", "OS"),
+        "two_values": put_text("ImageLaterality", "L\\R"),
         "lower_case": both(put_text("ImageLaterality", "l"), _shared_eye("l")),
         "digit": put_text("ImageLaterality", "1"),
         "name": put_text("ImageLaterality", NAME),
