@@ -25,8 +25,13 @@ from beam_jobs.retry import Scope, count_changes, forget_retryable, is_retryable
 from ingest.source import find_candidate, list_files
 from manifests.committed import Tables, read_committed
 from manifests.store import publish
+from shards.reader import locate
 
 OWN_ERRORS: Final = {"JobError", "GuardError", "SourceError", "CohortError", "GeometryError"}
+RUNNING: Final = " [while running"
+STEP: Final = re.compile(r"\[while running '(\w+)")
+RAISED: Final = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(?P<kind>[\w.]+)(?:: (?P<said>.*))?")
+"""The end of a worker's traceback; what stands further down may be a file's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +78,11 @@ def run_ingest(
         retry_rejected: go on from a complete dataset, with the inputs whose reason is retryable.
 
     Raises:
-        JobOptionError: if the job cannot start as asked for (SOURCE, labels, an existing DATASET).
+        JobOptionError: if the job cannot start as asked for (SOURCE, labels, the runner, an existing DATASET).
         JobError: if DATASET cannot be written, or the pipeline failed.
     """
     started = time.monotonic()
+    pipeline = _pipeline(options)
     earlier = check_start(job, retry_rejected=retry_rejected)
     if earlier and not earlier.retryable:
         clear_staging(job)
@@ -92,7 +98,7 @@ def run_ingest(
     if earlier:
         forget_retryable(job)
     with progress_line(retry_job(job) if earlier else job) if progress else nullcontext():
-        counters = _run(build_retry if earlier else build, job, options)
+        counters = _run(build_retry if earlier else build, job, pipeline)
     return IngestResult(
         dataset=json.loads(_read(f"{job.dataset}/dataset.json")),
         counters=counters,
@@ -103,10 +109,18 @@ def run_ingest(
     )
 
 
-def _run(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob, options: PipelineOptions) -> dict[str, int]:
+def _pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline; making it proves that there is such a runner and that it has the options that it needs."""
     # Beam logs every worker's start and a traceback per bundle; the error itself arrives as an exception.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    pipeline = beam.Pipeline(options=options)
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
+    try:
+        return beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise JobOptionError(f"Apache Beam cannot start its runner: {said}.") from error
+
+
+def _run(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob, pipeline: beam.Pipeline) -> dict[str, int]:
     add(pipeline, job)
     try:
         result = pipeline.run()
@@ -124,18 +138,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _what_failed(error: Exception) -> str:
-    """The last line of what a worker said, if it is our own sentence; of others, which may name a file, the kind."""
+    """What a worker said, if it is our own sentence; of others, which may quote a file, the kind and the step."""
     for known in _chain(error):
         if type(known).__name__ in OWN_ERRORS:
-            return str(known).partition(" [while running")[0]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kind, _, said = (lines[-1] if lines else type(error).__name__).partition(": ")
-    step = re.search(r"\[while running '[\w/]+'\]", said)
-    if kind.rpartition(".")[2] in OWN_ERRORS:
-        return said
-    if not kind.rpartition(".")[2].isidentifier():
-        return f"{type(error).__name__}; --debug shows the rest."
-    return f"{kind.rpartition('.')[2]} {step[0] if step else ''}; --debug shows the rest."
+            return str(known).partition(RUNNING)[0]
+    raised = [*RAISED.finditer(str(error))]
+    kind = raised[-1]["kind"].rpartition(".")[2] if raised else type(error).__name__
+    if raised and kind in OWN_ERRORS:
+        return str(raised[-1]["said"]).partition(RUNNING)[0]
+    steps = STEP.findall(str(error))
+    return f"{kind}{f' in the step {steps[-1]}' if steps else ''}; --debug shows the rest."
 
 
 def check_start(job: IngestJob, *, retry_rejected: bool = False) -> Complete | None:
@@ -159,6 +171,7 @@ def check_start(job: IngestJob, *, retry_rejected: bool = False) -> Complete | N
 
 
 def _check_places(job: IngestJob) -> None:
+    locate(job.dataset)
     source, dataset = (place.rstrip("/") + "/" for place in (job.source, job.dataset))
     if dataset.startswith(source) or source.startswith(dataset):
         raise JobOptionError(f"SOURCE {job.source} and DATASET {job.dataset} lie in one another: keep them apart.")
@@ -179,11 +192,22 @@ def _complete(job: IngestJob, *, retry_rejected: bool) -> Complete | None:
     fs, root = fsspec.core.url_to_fs(job.dataset)
     if not fs.exists(f"{root}/_SUCCESS"):
         return None
-    found = json.loads(_read(f"{job.dataset}/dataset.json"))
+    found = _written_by_us(job, _read(f"{job.dataset}/dataset.json"))
     _check_config(job, found["config"], found.get("config_sha256"))
     tables = read_committed(job.dataset).tables
     _check_unchanged(job, tables, retry_rejected=retry_rejected)
     return Complete(info=found, retryable=sum(map(is_retryable, tables.sources)))
+
+
+def _written_by_us(job: IngestJob, text: bytes) -> dict[str, Any]:
+    """The record of an earlier job, which has its configuration."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise JobOptionError(f"DATASET {job.dataset} was damaged, or is not of fovea: give a new DATASET.")
+    return found
 
 
 def _check_unchanged(job: IngestJob, tables: Tables, *, retry_rejected: bool) -> None:
@@ -218,8 +242,8 @@ def _claim(job: IngestJob) -> None:
     claim = {"config": job.config(), "config_sha256": job.config_sha256()}
     try:
         if fs.exists(f"{root}/_staging/job.json"):
-            earlier = json.loads(_read(staging_url(job, "job.json")))
-            _check_config(job, earlier["config"], earlier["config_sha256"])
+            earlier = _written_by_us(job, _read(staging_url(job, "job.json")))
+            _check_config(job, earlier["config"], earlier.get("config_sha256"))
         elif fs.exists(root) and (not fs.isdir(root) or fs.ls(root, detail=False)):
             raise JobOptionError(
                 f"DATASET {job.dataset} exists and is no dataset of fovea: give a new or empty folder."

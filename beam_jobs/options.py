@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NoReturn, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -115,6 +115,9 @@ def make_job(
     Raises:
         JobOptionError, GeometryError, SourceError: if a word makes no sense, or SOURCE is not there.
     """
+    for name, words in (("SOURCE", source), ("DATASET", dataset), ("--labels", labels)):
+        if words is not None and not words.strip():
+            raise JobOptionError(f"{name} is empty: give a path or a URL.")
     place = absolute(source)
     table = absolute(labels) if labels else find_participants(place)
     labels_sha256 = hashlib.sha256(read_source_file(table)).hexdigest() if table else None
@@ -134,40 +137,48 @@ def make_job(
 
 def absolute(place: str) -> str:
     """A URL as it is; a local path from the root, since workers may run elsewhere."""
-    return place.rstrip("/") if "://" in place else str(Path(place).expanduser().resolve())
+    local = place.removeprefix("file://")
+    return local.rstrip("/") if "://" in local else str(Path(local).expanduser().resolve())
 
 
 def beam_options(extra: Sequence[str], num_workers: int | None = None) -> PipelineOptions:
     """Beam's options from the words that `fovea ingest` does not know; all cores locally unless they say otherwise.
 
     Raises:
-        JobOptionError: if Beam does not know a word either.
+        JobOptionError: if Beam does not know a word either, or refuses its value.
     """
-    _check_known(extra)
-    given = PipelineOptions(list(extra)).get_all_options(drop_default=True)
-    if "runner" in given:
+    given = _parse(extra)
+    if (given.direct_num_workers or 0) < 0:
+        raise JobOptionError(
+            f"--direct_num_workers={given.direct_num_workers}: give a number of processes, or 0 for one a core."
+        )
+    if given.runner:
         return PipelineOptions(list(extra))
-    said = any(word.partition("=")[0] == "--direct_num_workers" for word in extra)
-    asked = PipelineOptions(list(extra)).get_all_options()["direct_num_workers"] if said else None
-    workers = num_workers or asked or os.cpu_count() or 1
+    workers = num_workers or given.direct_num_workers or os.cpu_count() or 1
     mode = "multi_processing" if workers > 1 else "in_memory"
-    local = [f"--runner={LOCAL_RUNNER}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
-    return PipelineOptions([*local, *extra])
+    local = [f"--runner={LOCAL_RUNNER}", f"--direct_running_mode={mode}"]
+    return PipelineOptions([*local, *extra, f"--direct_num_workers={workers}"])
 
 
-def _check_known(extra: Sequence[str]) -> None:
-    seen: set[str] = set()
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in an exception; argparse would print a page of usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobOptionError(f"Apache Beam refuses an option: {message}.")
+
+
+def _parse(extra: Sequence[str]) -> argparse.Namespace:
+    # Beam declares options by class; two classes may share one, and argparse refuses it twice.
+    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
-        # Beam declares options by class; two classes may share one, and argparse refuses it twice.
-        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
         adder = getattr(options, "_add_argparse_args", None)
         if adder:
-            adder(own)
-        seen.update(word for action in own._actions for word in action.option_strings)
-    unknown = [word for word in extra if word.startswith("-") and word.partition("=")[0] not in seen]
-    if unknown or (extra and not extra[0].startswith("-")):
-        word = unknown[0] if unknown else extra[0]
-        raise JobOptionError(f"unknown option {word}: it is neither of `fovea ingest --help` nor of Apache Beam.")
+            adder(parser)
+    parser.set_defaults(runner=None, direct_num_workers=None)
+    given, unknown = parser.parse_known_args(list(extra))
+    if unknown:
+        raise JobOptionError(f"unknown option {unknown[0]}: it is neither of `fovea ingest --help` nor of Apache Beam.")
+    return given
 
 
 def _subclasses(base: type) -> list[type]:

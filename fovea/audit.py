@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fovea.places import on_this_machine
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -18,7 +20,9 @@ SHAPE_COLUMNS = ("protocol", "shapes", "spacing from")
 def command(
     dataset: str = typer.Argument(..., help="Path or URL of a dataset that `fovea ingest` made."),
     labels: str | None = typer.Option(None, help="participants.tsv: also audit the join of its labels to the volumes."),
-    html: Path | None = typer.Option(None, help="Write the audit as one self-contained page."),
+    html: Path | None = typer.Option(
+        None, help="Write the audit as one self-contained page.", callback=on_this_machine
+    ),
     json: bool = typer.Option(False, "--json", help="Print the machine-readable result."),
 ) -> None:
     """Count every input file by status, reason, device and site, and check that all tables agree.
@@ -31,7 +35,7 @@ def command(
     from manifests.audit_html import write_audit_html
 
     report = audit(dataset)
-    join = _join(dataset, labels) if labels and report.adds_up else None
+    join = _join(dataset, labels) if labels is not None and report.adds_up else None
     if html:
         write_audit_html(html, report, join)
     if json:
@@ -43,10 +47,11 @@ def command(
 
 
 def _join(dataset: str, labels: str) -> "JoinAudit":
-    from manifests.cohort import audit_join, load_participants
+    from fovea.labels import load_labels
+    from manifests.cohort import audit_join
     from shards.reader import open_dataset
 
-    return audit_join(open_dataset(dataset).samples, load_participants(labels))
+    return audit_join(open_dataset(dataset).samples, load_labels(labels))
 
 
 def _print_json(report: "AuditReport", join: "JoinAudit | None") -> None:

@@ -1,9 +1,11 @@
 """The `fovea` command line: sub-commands, and how their errors end.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 143 stopped by SIGTERM after saving.
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 import importlib
+import logging
+import signal
 import sys
 from typing import Final, Never
 
@@ -24,6 +26,9 @@ COMMANDS: Final = {
     "probe": "eval",
 }
 """Sub-command -> the extra that installs what it needs. Each is `fovea/<name>.py` with a function `command`."""
+
+STORE_CLIENTS: Final = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google.api_core", "google.auth", "s3fs")
+"""Packages that speak to stores, and raise exceptions of their own where the store refuses."""
 
 
 def build_app() -> typer.Typer:
@@ -54,12 +59,21 @@ def main() -> None:
     """Entry point: run a sub-command, and turn what it raises into one sentence and an exit code."""
     debug = "--debug" in sys.argv
     argv = [word for word in sys.argv[1:] if word != "--debug"]
+    signal.signal(signal.SIGINT, _interrupted)
+    for client in () if debug else STORE_CLIENTS:
+        # gcsfs logs a traceback of its own before it raises.
+        logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
         build_app()(args=argv, prog_name="fovea")
     except Exception as error:
         if debug:
             raise
         _end(error, argv[0] if argv else "")
+
+
+def _interrupted(*_: object) -> Never:
+    _complain("stopped by SIGINT.")
+    sys.exit(128 + signal.SIGINT)
 
 
 def _end(error: Exception, command: str) -> Never:
@@ -72,6 +86,13 @@ def _end(error: Exception, command: str) -> Never:
         extra = COMMANDS.get(command, "all")
         _complain(f"`fovea {command}` needs the module {error.name!r}: pip install 'fovea-oct[{extra}]'.")
         sys.exit(2)
+    if type(error).__module__.startswith(STORE_CLIENTS):
+        _complain(f"the store answered {type(error).__name__}: check the address, the credentials and the network.")
+        sys.exit(1)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror}: check the path, its permissions and the space that is left.")
+        sys.exit(1)
     _complain(f"{type(error).__name__}: {error} (an error that fovea did not foresee; --debug shows the traceback)")
     sys.exit(1)
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from fovea.places import on_this_machine
+
 if TYPE_CHECKING:
     from eval.probe import ProbeResult
     from manifests.audit import AuditReport
 
 MARK: Final = ".fovea-demo"
 RECIPE: Final = "cpu-small"
+AGAIN: Final = "the same command begins anew."
 
 
 class DemoFolderError(Exception):
@@ -24,9 +27,9 @@ class DemoFolderError(Exception):
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Where everything goes; an earlier demo there is replaced.")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where everything goes; an earlier demo there is replaced.", callback=on_this_machine)
+    ] = Path("out/demo"),
     participants: Annotated[int, typer.Option(min=12, help="How many to invent.")] = 24,
     signal: Annotated[
         float, typer.Option(min=0.0, help="Strength of the label's mark on the pixels; 0 is none.")
@@ -82,28 +85,34 @@ def _claim(out: Path) -> None:
     """Replace an earlier demo; never anything else."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise DemoFolderError(f"{out} holds something that no demo wrote: give another --out.")
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / MARK).write_text("A folder of `fovea demo`; the next demo replaces it.\n", encoding="utf-8")
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        (out / MARK).write_text("A folder of `fovea demo`; the next demo replaces it.\n", encoding="utf-8")
+    except OSError as error:
+        raise DemoFolderError(f"{out} cannot be written ({error.strerror}): give another --out.") from error
 
 
 def _phantom(out: Path, participants: int, signal: float, seed: int) -> None:
+    from fovea.stop import stoppable
     from ingest.phantom.cohort import write_cohort
     from ingest.phantom.plan import CohortSpec
 
-    write_cohort(
-        out / "cohort", CohortSpec(participants=participants, corrupt=0.1, signal=signal, small=True, seed=seed)
-    )
+    spec = CohortSpec(participants=participants, corrupt=0.1, signal=signal, small=True, seed=seed)
+    with stoppable(AGAIN):
+        write_cohort(out / "cohort", spec)
 
 
 def _ingest(out: Path) -> Mapping[str, Any]:
     from beam_jobs.launch import run_ingest
     from beam_jobs.options import beam_options, make_job
     from fovea.console import is_terminal
+    from fovea.stop import stoppable
 
     job = make_job(str(out / "cohort"), str(out / "dataset"), geometry="block6")
-    return run_ingest(job, beam_options([]), progress=is_terminal()).dataset
+    with stoppable(AGAIN):
+        return run_ingest(job, beam_options([]), progress=is_terminal()).dataset
 
 
 def _verify_and_audit(out: Path) -> "AuditReport":

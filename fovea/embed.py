@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fovea.places import on_this_machine
+
 
 class Which(StrEnum):
     """The two encoders of a checkpoint."""
@@ -19,7 +21,7 @@ def command(
     *,
     run: Annotated[Path, typer.Option(help="Run folder of `fovea pretrain`, or one of its checkpoints.")],
     data: Annotated[str, typer.Option(help="Path or URL of a dataset that `fovea ingest` made.")],
-    out: Annotated[Path, typer.Option(help="Where to write the zarr store.")],
+    out: Annotated[Path, typer.Option(help="Where to write the zarr store.", callback=on_this_machine)],
     which: Annotated[Which, typer.Option(help="The EMA target, or the context encoder.")] = Which.target,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or xla.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace other embeddings at --out.")] = False,

@@ -31,7 +31,9 @@ def command(
     from ingest.explain import explain
     from ingest.geometry import load_geometry
     from ingest.guard import Guard
+    from shards.reader import locate
 
+    locate(file)
     chosen = load_geometry(geometry)
     with Guard() as guard:
         explanation = explain(file, guard, path=path, geometry=chosen)

@@ -31,6 +31,7 @@ def command(
     from beam_jobs.launch import run_ingest
     from beam_jobs.options import beam_options, make_job
     from fovea.console import is_terminal, print_json
+    from fovea.stop import stoppable
 
     job = make_job(
         source,
@@ -42,7 +43,9 @@ def command(
     )
     job = replace(job, target_shard_bytes=shard_mb * 2**20)
     progress = is_terminal() and not as_json
-    result = run_ingest(job, beam_options(context.args), progress=progress, retry_rejected=retry_rejected)
+    options = beam_options(context.args)
+    with stoppable(f"{dataset} is not finished; run the same command again to go on."):
+        result = run_ingest(job, options, progress=progress, retry_rejected=retry_rejected)
     if as_json:
         print_json(_summary(result, retry_rejected))
     else:

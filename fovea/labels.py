@@ -1,4 +1,4 @@
-"""How commands show the join of labels to volumes."""
+"""How commands read labels, and show their join to volumes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING
 from fovea.console import print_table, say
 
 if TYPE_CHECKING:
-    from manifests.cohort import JoinAudit, JoinCount
+    from manifests.cohort import JoinAudit, JoinCount, Participant
 
 COLUMNS = ("", "", "labelled", "with OCT", "both", "label, no OCT", "OCT, no label")
+
+
+def load_labels(address: str) -> "dict[str, Participant]":
+    """The participants.tsv at a path or URL; what is wrong with the address itself is said first."""
+    from manifests.cohort import load_participants
+    from shards.reader import locate
+
+    locate(address)
+    return load_participants(address)
 
 
 def print_join(audit: "JoinAudit") -> None:

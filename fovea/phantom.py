@@ -1,16 +1,19 @@
 """`fovea phantom`: a synthetic cohort to try everything on."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fovea.places import on_this_machine
 
 if TYPE_CHECKING:
     from ingest.phantom.cohort import CohortSummary
 
 
 def command(
-    out: Annotated[str, typer.Argument(help="A new or empty folder for the cohort.")],
+    out: Annotated[Path, typer.Argument(help="A new or empty folder for the cohort.", callback=on_this_machine)],
     participants: Annotated[int, typer.Option(help="How many people.")] = 24,
     volumes: Annotated[int, typer.Option(metavar="PER_PARTICIPANT", help="Volumes per person.")] = 4,
     devices: Annotated[list[str] | None, typer.Option(help="Only these, e.g. maestro2,cirrus; repeatable.")] = None,
@@ -28,6 +31,7 @@ def command(
     Example: fovea phantom out/cohort --participants 12 --corrupt 0.2 --seed 7 --small
     """
     from fovea.console import is_terminal
+    from fovea.stop import stoppable
     from ingest.phantom.cohort import write_cohort
     from ingest.phantom.plan import CohortSpec, parse_devices
 
@@ -40,7 +44,8 @@ def command(
         small=small,
         seed=seed,
     )
-    summary = write_cohort(out, spec, progress=_show_progress if is_terminal() else None)
+    with stoppable(f"remove {out}, and run the same command again."):
+        summary = write_cohort(out, spec, progress=_show_progress if is_terminal() else None)
     _print(summary, json=json)
 
 

@@ -7,12 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from fovea.places import on_this_machine
+
 
 def command(
     *,
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a .yaml file.")],
     data: Annotated[str, typer.Option(help="Path or URL of a dataset that `fovea ingest` made.")],
-    out: Annotated[Path, typer.Option(help="Run folder: a new one, or the one of this recipe to resume.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Run folder: a new one, or the one of this recipe to resume.", callback=on_this_machine),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key of the recipe, e.g. train.max_steps=200.")
     ] = None,

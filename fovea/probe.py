@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fovea.places import on_this_machine
+
 if TYPE_CHECKING:
     from eval.probe import ProbeResult
 
@@ -14,7 +16,9 @@ def command(
     labels: Annotated[
         str | None, typer.Option(help="participants.tsv; without it, the study groups stored with the embeddings.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for probe.json and pictures.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for probe.json and pictures.", callback=on_this_machine)
+    ] = None,
     allow_unmatched: Annotated[
         bool, typer.Option("--allow-unmatched", help="Go on although labels and volumes do not meet.")
     ] = False,
@@ -28,9 +32,9 @@ def command(
     from eval.probe import run_probe
     from eval.store import read_embeddings
     from fovea.console import print_json
-    from manifests.cohort import load_participants
+    from fovea.labels import load_labels
 
-    participants = load_participants(labels) if labels else None
+    participants = load_labels(labels) if labels is not None else None
     result = run_probe(read_embeddings(embeddings), participants, allow_unmatched=allow_unmatched, seed=seed)
     if out:
         _write(out, result)

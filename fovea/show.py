@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fovea.places import on_this_machine
+
 if TYPE_CHECKING:
     from shards.schema import Sample
 
@@ -13,10 +15,15 @@ def command(
     dataset: Annotated[str, typer.Argument(help="Path or URL of a dataset that `fovea ingest` made.")],
     key: Annotated[str, typer.Argument(help="Key of a sample: the first column of manifests/samples.csv.")],
     png: Annotated[
-        Path | None, typer.Option(help="Write B-scans, en-face projection, axial profile and content box as a picture.")
+        Path | None,
+        typer.Option(
+            help="Write B-scans, en-face projection, axial profile and content box as a picture.",
+            callback=on_this_machine,
+        ),
     ] = None,
     nifti: Annotated[
-        Path | None, typer.Option(help="Write the volume with its true spacing: .nii, .nii.gz or .nrrd.")
+        Path | None,
+        typer.Option(help="Write the volume with its true spacing: .nii, .nii.gz or .nrrd.", callback=on_this_machine),
     ] = None,
 ) -> None:
     """Show one stored sample, after comparing its bytes with the committed sha256.

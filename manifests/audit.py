@@ -14,7 +14,7 @@ from manifests.offenders import SPACING_COLUMNS, Offenders, Row, positive, worst
 from manifests.reasons import Reason
 from manifests.rows import SOURCE_COLUMNS, Status
 from manifests.store import read_csv
-from shards.schema import SAMPLE_COLUMNS, SHARD_COLUMNS, SPLITS
+from shards.schema import SAMPLE_COLUMNS, SCHEMA_VERSION, SHARD_COLUMNS, SPLITS
 
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
 TABLES: Final = {
@@ -109,34 +109,59 @@ def audit(url: str) -> AuditReport:
     """Read the tables of the dataset at `url` and account for every file.
 
     Raises:
-        NoDatasetError: if there is nothing at `url`.
-        AuditError: if a table is missing, is not UTF-8 CSV, or lacks a column.
+        NoDatasetError: if there is no folder at `url`, or no way to it.
+        AuditError: if a table is missing, is not UTF-8 CSV, or lacks a column, or `dataset.json` is of another kind.
     """
     return account(read_tables(url), url=url)
 
 
 def read_tables(url: str) -> Tables:
     """The CSV manifests and `dataset.json`, unparsed beyond their cells."""
-    fs, root = fsspec.core.url_to_fs(url)
-    if not fs.exists(root):
-        raise NoDatasetError(f"there is no dataset at {url}.")
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise NoDatasetError(
+            f"{url} cannot be opened: {error}; give a path, or the URL of a store whose package is installed."
+        ) from error
+    if not url.strip() or not fs.isdir(root):
+        raise NoDatasetError(f"there is no dataset at {url or repr(url)}: give the folder that `fovea ingest` wrote.")
     _read(fs, f"{root}/_SUCCESS")
     rows = {name: _read_rows(fs, f"{root}/manifests/{name}.csv", columns) for name, columns in TABLES.items()}
-    try:
-        info = json.loads(_read(fs, f"{root}/dataset.json"))
-    except ValueError as error:
-        raise AuditError(
-            f"{url}/dataset.json is not JSON ({error}): the dataset was not finished or was changed."
-        ) from error
-    return Tables(info=info, **rows)
+    return Tables(info=_parse_info(f"{root}/dataset.json", _read(fs, f"{root}/dataset.json")), **rows)
 
 
 def _read(fs: Any, path: str) -> bytes:
     try:
         data: bytes = fs.cat_file(path)
     except FileNotFoundError as error:
-        raise AuditError(f"{path} is missing: this is no finished dataset.") from error
+        raise AuditError(
+            f"{path} is missing: this is no finished dataset; run the same `fovea ingest` again to finish it."
+        ) from error
+    except Exception as error:  # every store's client has exceptions of its own
+        raise AuditError(
+            f"{path} cannot be read ({type(error).__name__}); check permissions, credentials and the network."
+        ) from error
     return data
+
+
+def _parse_info(path: str, body: bytes) -> Mapping[str, Any]:
+    """`dataset.json`, as far as its kind and the kinds of what is counted here."""
+    try:
+        info = json.loads(body)
+    except ValueError as error:
+        raise AuditError(f"{path} is not JSON ({error}): it was changed; ingest again to a new DATASET.") from error
+    if not isinstance(info, dict):
+        raise AuditError(f"{path} is not an object: it was changed; ingest again to a new DATASET.")
+    version = info.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise AuditError(
+            f"{path} has schema version {version!r}, this code reads {SCHEMA_VERSION}; "
+            "use the fovea-oct that wrote it, or ingest again."
+        )
+    wrong = [name for name in ("geometry", "counts", "other_files") if not isinstance(info.get(name), dict)]
+    if wrong:
+        raise AuditError(f"{path} has no object {wrong[0]}: it was changed; ingest again to a new DATASET.")
+    return info
 
 
 def _read_rows(fs: Any, path: str, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -5,18 +5,26 @@ from pathlib import Path
 
 from manifests.audit import STATUSES, AuditReport, ProtocolSummary, Range
 from manifests.cohort import JoinAudit, JoinCount
+from manifests.errors import PageError
 from manifests.offenders import Offenders, RejectedOf
 from manifests.page import Html, bar, card, cards, heading, join, page, paragraph, table, title
 from manifests.reasons import Reason
 
 
 def write_audit_html(path: Path, report: AuditReport, labels: JoinAudit | None = None) -> None:
-    """One self-contained file."""
+    """One self-contained file.
+
+    Raises:
+        PageError: if `path` cannot be written.
+    """
     parts = [title("Dataset audit", f"{report.url} · geometry {report.geometry} · fovea {report.code_version}")]
     parts += [totals(report), reasons(report), volumes(report), offenders(report.offenders)]
     parts += [label_join(labels)] if labels else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page("Dataset audit", join(parts)), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page("Dataset audit", join(parts)), encoding="utf-8")
+    except OSError as error:
+        raise PageError(f"the page {path} cannot be written ({error.strerror}): name another file.") from error
 
 
 def totals(report: AuditReport) -> Html:

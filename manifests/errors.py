@@ -24,6 +24,12 @@ class AuditError(ManifestError):
 
 
 class NoDatasetError(AuditError):
-    """There is nothing where the dataset should be."""
+    """There is nothing where the dataset should be, or that place cannot be opened."""
+
+    exit_code = 2
+
+
+class PageError(AuditError):
+    """The page cannot be written where it was asked for."""
 
     exit_code = 2

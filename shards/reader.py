@@ -123,19 +123,23 @@ def locate(address: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a path or URL, and the path in it.
 
     Raises:
-        AddressError: if fsspec does not know the kind of URL, or lacks the package for it.
+        AddressError: if it is empty, or fsspec does not know the kind of URL, or lacks the package for it.
     """
+    if not address.strip():
+        raise AddressError("an address is empty: give a path, or a URL such as gs://BUCKET/FOLDER.")
     try:
         fs, root = url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise AddressError(f"{address} cannot be opened: {error}.") from error
+        raise AddressError(
+            f"{address} cannot be opened: {error}; give a path, or the URL of a store whose package is installed."
+        ) from error
     return fs, root
 
 
 def _read_info(fs: AbstractFileSystem, root: str, address: str) -> Mapping[str, Any]:
     success = read_file(fs, f"{root}/{SUCCESS_FILE}")
-    if success is None and not fs.exists(root):
-        raise DatasetNotFoundError(f"there is no dataset at {address}.")
+    if success is None:
+        check_folder(fs, root, address)
     body = read_file(fs, f"{root}/{INFO_FILE}")
     if success is None or body is None:
         missing = SUCCESS_FILE if success is None else INFO_FILE
@@ -147,6 +151,16 @@ def _read_info(fs: AbstractFileSystem, root: str, address: str) -> Mapping[str, 
     return parse_info(address, body)
 
 
+def check_folder(fs: AbstractFileSystem, root: str, address: str) -> None:
+    """A dataset is a folder.
+
+    Raises:
+        DatasetNotFoundError: if there is none, or a file.
+    """
+    if not fs.isdir(root):
+        raise DatasetNotFoundError(f"there is no dataset at {address}: give the folder that `fovea ingest` wrote.")
+
+
 def parse_info(address: str, body: bytes) -> Mapping[str, Any]:
     """`dataset.json`, as far as every reader relies on it.
 
@@ -156,7 +170,7 @@ def parse_info(address: str, body: bytes) -> Mapping[str, Any]:
     try:
         info = json.loads(body)
     except ValueError as error:
-        raise SchemaError(f"{address}: dataset.json is not JSON: {error}.") from error
+        raise SchemaError(f"{address}: dataset.json is not JSON ({error}): ingest again to a new DATASET.") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
     if version != SCHEMA_VERSION:
         raise SchemaError(
@@ -190,14 +204,15 @@ def read_file(fs: AbstractFileSystem, path: str) -> bytes | None:
     """
     try:
         return bytes(fs.cat_file(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except Exception as error:  # every store's client has exceptions of its own
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: str, error: OSError) -> DatasetUnreadableError:
-    return DatasetUnreadableError(f"{path} cannot be read ({error}); check permissions, credentials and the network.")
+def _unreadable(path: str, error: Exception) -> DatasetUnreadableError:
+    said = error if isinstance(error, OSError) else type(error).__name__
+    return DatasetUnreadableError(f"{path} cannot be read ({said}); check permissions, credentials and the network.")
 
 
 def read_sample(dataset: Dataset, row: SampleRow, *, check: bool = False) -> Sample:

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Final
 from fsspec import AbstractFileSystem
 
 from shards.codec import sample_sha256
-from shards.errors import DatasetNotFoundError, SchemaError
-from shards.reader import INFO_FILE, SUCCESS_FILE, locate, parse_info, read_file
+from shards.errors import SchemaError
+from shards.reader import INFO_FILE, SUCCESS_FILE, check_folder, locate, parse_info, read_file
 from shards.schema import SampleRow, ShardRow
 from shards.tables import parse_rows
 
@@ -94,12 +94,13 @@ def verify(url: str, on_shard: Callable[[ShardRow], None] | None = None) -> Veri
         DatasetUnreadableError: if the file system refuses a manifest; an unreadable shard is a problem.
     """
     fs, root = locate(url.rstrip("/"))
-    if not fs.exists(root):
-        raise DatasetNotFoundError(f"there is no dataset at {url}.")
+    check_folder(fs, root, url)
     folder = _Folder(fs=fs, root=root)
     manifests = {name: folder.read(f"manifests/{name}") for name in MANIFESTS}
     info, problems = _check_head(folder, url)
     problems += _check_manifests(info.get("manifests"), manifests, folder.names("manifests"))
+    if manifests["samples.csv"] is None or manifests["shards.csv"] is None:
+        return VerifyReport(problems=tuple(problems), num_shards=0, num_samples=0, bytes=0)
     try:
         tables = _parse_tables(manifests)
     except SchemaError as error:

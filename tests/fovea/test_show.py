@@ -122,9 +122,10 @@ def test_verify_for_machines(run, folder):
 
 
 def test_a_dataset_that_does_not_exist_is_bad_usage(run, tmp_path):
+    what_to_do = "give the folder that `fovea ingest` wrote"
     for words in (["verify", tmp_path / "absent"], ["show", tmp_path / "absent", "key", "--png", "x.png"]):
         code, out, err = run(*words)
-        assert (code, out, err) == (2, "", f"fovea: there is no dataset at {tmp_path / 'absent'}.\n")
+        assert (code, out, err) == (2, "", f"fovea: there is no dataset at {tmp_path / 'absent'}: {what_to_do}.\n")
 
 
 @pytest.mark.parametrize("name", ["show", "verify"])
