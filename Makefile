@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: install demo test lint format docs conformance geometry signal guard-cost fuzz bench clean
+.PHONY: install demo test lint format docs conformance geometry signal guard-cost fuzz soak scale memory bench locks image-lines clean
 
 install: $(STAMP)
 
@@ -51,12 +51,37 @@ signal: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python benchmarks/fuzz.py all
 
+# A dataset under repeats, kills, races, failing stores, damage and growth: docs/reliability.md (under 40 minutes).
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py all
+
 # The guard's cost on good full-size files: docs/reliability.md (about 3 minutes).
 guard-cost: $(STAMP)
 	$(BIN)/python benchmarks/guard.py
 
+# Listing, planning and committing 10^4, 10^5 and 10^6 files: docs/performance.md (about 10 minutes).
+scale: $(STAMP)
+	$(BIN)/python benchmarks/scale.py
+
+# Peak memory while full-size volumes are packed: docs/performance.md (about 4 minutes).
+memory: $(STAMP)
+	$(BIN)/python benchmarks/memory.py
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py
+
+# The pinned packages of the worker's and of the trainer's image, for Linux on x86 and Python 3.11: docs/dataflow.md.
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --no-annotate --no-config --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_31 --custom-compile-command 'make locks'
+
+locks: $(STAMP)
+	$(BIN)/python -m pip install --quiet 'uv>=0.13'
+	$(LOCK) --extra ingest --output-file beam_jobs/worker.lock
+	$(LOCK) --extra tpu --output-file train/trainer.lock
+
+# What the Dockerfile runs, in clean environments in place of images (downloads about 4 GB, needs 8 GB of disk).
+image-lines: $(STAMP)
+	$(BIN)/python tests/test_dockerfile.py worker trainer
 
 clean:
 	rm -rf $(VENV) out

@@ -6,10 +6,11 @@ Voxel bytes are read once and written once, inside of one step: only references 
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.pvalue import AsList, AsSingleton
+from apache_beam.pvalue import AsIter, AsList, AsSingleton
 
 from beam_jobs.commit import commit_dataset
 from beam_jobs.commit_retry import commit_retry
+from beam_jobs.metrics import NUM_SLOWEST, report_slowest, total_of
 from beam_jobs.options import IngestJob
 from beam_jobs.retry import discover_again, read_held, retry_job, shards_again, shelf_of
 from beam_jobs.transforms import (
@@ -17,6 +18,7 @@ from beam_jobs.transforms import (
     SAMPLES,
     SETTLED,
     SOURCES,
+    TIMES,
     Discover,
     Pack,
     Probe,
@@ -44,22 +46,23 @@ def build(pipeline: beam.Pipeline, job: IngestJob) -> None:
         | "ByShelf" >> beam.GroupByKey()
         | "CutShards" >> beam.FlatMap(shards_of, job)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Pack" >> beam.ParDo(Pack(job), participants).with_outputs(SOURCES, SAMPLES, main="shards")
+        | "Pack" >> beam.ParDo(Pack(job), participants).with_outputs(SOURCES, SAMPLES, TIMES, main="shards")
     )
     settled = found[SETTLED] | "Settle" >> beam.ParDo(Settle(job))
     sources = (settled, probed[SOURCES], packed[SOURCES]) | "AllRows" >> beam.Flatten()
-    _ = (
+    committed = (
         pipeline
         | "End" >> beam.Create([job])
         | "Commit"
         >> beam.Map(
             commit_dataset,
-            sources=AsList(sources),
-            samples=AsList(packed[SAMPLES]),
-            shards=AsList(packed.shards),
+            sources=AsIter(sources),
+            samples=AsIter(packed[SAMPLES]),
+            shards=AsIter(packed.shards),
             other_files=AsSingleton(found[OTHERS]),
         )
     )
+    _report(committed, job, probed[TIMES], packed[TIMES])
 
 
 def build_retry(pipeline: beam.Pipeline, job: IngestJob) -> None:
@@ -80,11 +83,11 @@ def build_retry(pipeline: beam.Pipeline, job: IngestJob) -> None:
         | "ByShelf" >> beam.GroupByKey()
         | "CutShards" >> beam.FlatMap(shards_again, job, held)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Pack" >> beam.ParDo(Pack(retry_job(job)), participants).with_outputs(SOURCES, SAMPLES, main="shards")
+        | "Pack" >> beam.ParDo(Pack(retry_job(job)), participants).with_outputs(SOURCES, SAMPLES, TIMES, main="shards")
     )
     settled = found[SETTLED] | "Settle" >> beam.ParDo(Settle(job))
     sources = (settled, probed[SOURCES], packed[SOURCES]) | "AllRows" >> beam.Flatten()
-    _ = (
+    committed = (
         pipeline
         | "End" >> beam.Create([job])
         | "Commit"
@@ -95,6 +98,13 @@ def build_retry(pipeline: beam.Pipeline, job: IngestJob) -> None:
             shards=AsList(packed.shards),
         )
     )
+    _report(committed, job, probed[TIMES], packed[TIMES])
+
+
+def _report(committed: beam.PCollection, job: IngestJob, *times: beam.PCollection) -> None:
+    """The slowest files, which have their rows once the manifests are there."""
+    slowest = times | "AllTimes" >> beam.Flatten() | "Slowest" >> beam.combiners.Top.Of(NUM_SLOWEST, key=total_of)
+    _ = committed | "Report" >> beam.Map(report_slowest, job.dataset, AsSingleton(slowest))
 
 
 def _participants(pipeline: beam.Pipeline, job: IngestJob) -> AsSingleton:
@@ -105,7 +115,7 @@ def _probe(entries: beam.PCollection, job: IngestJob) -> Any:
     return (
         entries
         | "SpreadFiles" >> beam.Reshuffle()
-        | "Probe" >> beam.ParDo(Probe(job)).with_outputs(SOURCES, main="files")
+        | "Probe" >> beam.ParDo(Probe(job)).with_outputs(SOURCES, TIMES, main="files")
     )
 
 

@@ -1,50 +1,59 @@
 """The last step: count, check that every input has its row, write the manifests, and clear what a restart needed."""
 
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_jobs.errors import JobError
+from beam_jobs.metrics import timed
 from beam_jobs.options import IngestJob, code_version
 from ingest.geometry import BLOCK6, Geometry, content_share
+from manifests.columns import CHUNK_ROWS, Columns, as_columns, counted, num_repeated, to_columns, with_text
 from manifests.committed import Tables
 from manifests.rows import SourceRow
-from manifests.store import commit
+from manifests.store import commit_columns
+from shards.publish import PROBE_NAME
 from shards.schema import SCHEMA_VERSION, SampleRow, ShardRow, Spacing
+from shards.storage import locate, names_below, remove, remove_tree
 
-HALF_WRITTEN: Final = (".dataset.json.", "._SUCCESS.")
-"""How `manifests.store.publish` names these files until they are whole."""
+HALF_WRITTEN: Final = (".dataset.json.", "._SUCCESS.", PROBE_NAME)
+"""How `shards.publish` names these files until they are whole, and what it tries a store with."""
+
+EXTENT: Final = ("num_frames", "spacing_d_mm", "rows", "spacing_h_mm", "columns", "spacing_w_mm")
+"""Columns of `sources.csv` whose pairs multiply to a scan's extent in mm."""
 
 
+@timed("commit")
 def commit_dataset(
     job: IngestJob,
     *,
-    sources: Sequence[SourceRow],
-    samples: Sequence[SampleRow],
-    shards: Sequence[ShardRow],
+    sources: Iterable[SourceRow],
+    samples: Iterable[SampleRow],
+    shards: Iterable[ShardRow],
     other_files: Mapping[str, int],
 ) -> None:
-    """Publish the manifests and `_SUCCESS`.
+    """Publish the manifests and `_SUCCESS`. Rows are read once, a chunk at a time.
 
     Raises:
         JobError: if two rows are for one path, or rows of samples and shards do not agree.
     """
-    tables = Tables(sources=tuple(sources), samples=tuple(samples), shards=tuple(shards))
-    check_rows(tables)
-    header = describe(job, tables, other_files)
-    remove_strays(job, {row.shard for row in shards})
-    commit(job.dataset, sources=sources, samples=samples, shards=shards, header=header)
+    columns = to_columns(sources=sources, samples=samples, shards=shards)
+    check_rows(columns)
+    header = describe(job, columns, other_files)
+    remove_strays(job, set(columns.shards.column("shard").to_pylist()))
+    commit_columns(job.dataset, columns, header)
     clear_staging(job)
 
 
-def describe(job: IngestJob, tables: Tables, other_files: Mapping[str, int]) -> dict[str, Any]:
+def describe(job: IngestJob, tables: Tables | Columns, other_files: Mapping[str, int]) -> dict[str, Any]:
     """What `dataset.json` says of the job and its rows."""
-    counts = count_rows(tables) | {
-        "content_share": mean_content_share(tables.sources, job.geometry),
-        "content_share_block6": mean_content_share(tables.sources, BLOCK6),
+    columns = as_columns(tables)
+    counts = count_rows(columns) | {
+        "content_share": mean_content_share(columns.sources, job.geometry),
+        "content_share_block6": mean_content_share(columns.sources, BLOCK6),
     }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -57,66 +66,75 @@ def describe(job: IngestJob, tables: Tables, other_files: Mapping[str, int]) -> 
     }
 
 
-def count_rows(tables: Tables) -> dict[str, Any]:
+def count_rows(columns: Columns) -> dict[str, Any]:
     """Totals for `dataset.json`: inputs = accepted + rejected + duplicate + excluded; accepted = samples."""
-    sources, samples = tables.sources, tables.samples
-    status = Counter(row.status for row in sources)
+    status = counted(columns.sources, "status")
     return {
-        "inputs": len(sources),
+        "inputs": columns.sources.num_rows,
         **{name: status.get(name, 0) for name in ("accepted", "rejected", "duplicate", "excluded")},
-        "samples": len(samples),
-        "shards": len(tables.shards),
-        "by_reason": dict(sorted(Counter(row.reason for row in sources if row.reason).items())),
-        "by_device": dict(sorted(Counter(row.device for row in samples).items())),
-        "by_split": dict(sorted(Counter(row.split for row in samples).items())),
+        "samples": columns.samples.num_rows,
+        "shards": columns.shards.num_rows,
+        "by_reason": counted(columns.sources, "reason"),
+        "by_device": counted(columns.samples, "device"),
+        "by_split": counted(columns.samples, "split"),
     }
 
 
-def mean_content_share(sources: Sequence[SourceRow], geometry: Geometry) -> float:
+def mean_content_share(sources: pa.Table, geometry: Geometry) -> float:
     """Mean over accepted scans of the share of the grid that their field of view fills."""
-    shares = [content_share(_extent_mm(row), geometry) for row in sources if row.key]
+    known: dict[Spacing, float] = {}
+    shares = []
+    for batch in sources.select(["key", *EXTENT]).to_batches(CHUNK_ROWS):
+        for key, *sizes in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if key:
+                extent = _extent_mm(*sizes)
+                if extent not in known:
+                    known[extent] = content_share(extent, geometry)
+                shares.append(known[extent])
     return round(math.fsum(shares) / len(shares), 4) if shares else 0.0
 
 
-def _extent_mm(row: SourceRow) -> Spacing:
-    return (
-        (row.num_frames or 0) * (row.spacing_d_mm or 0.0),
-        (row.rows or 0) * (row.spacing_h_mm or 0.0),
-        (row.columns or 0) * (row.spacing_w_mm or 0.0),
-    )
+def _extent_mm(*sizes: float | None) -> Spacing:
+    frames, spacing_d_mm, rows, spacing_h_mm, columns, spacing_w_mm = (size or 0 for size in sizes)
+    return frames * spacing_d_mm, rows * spacing_h_mm, columns * spacing_w_mm
 
 
-def check_rows(tables: Tables) -> None:
+def check_rows(tables: Tables | Columns) -> None:
     """Nothing is counted twice and nothing is lost.
 
     Raises:
         JobError: with numbers, and no name of a file.
     """
-    twice = len(tables.sources) - len({row.path for row in tables.sources})
+    columns = as_columns(tables)
+    twice = num_repeated(columns.sources.column("path"))
     if twice:
         raise JobError(f"{twice} inputs have two rows. This is a defect of fovea.")
-    keys = sorted(row.key for row in tables.sources if row.key)
-    if len(set(keys)) < len(keys):
-        raise JobError(f"{len(keys) - len(set(keys))} samples have the key of another. This is a defect of fovea.")
-    num_samples = sum(row.num_samples for row in tables.shards)
-    if keys != sorted(row.key for row in tables.samples) or len(keys) != num_samples:
+    keys = with_text(columns.sources, "key")
+    keys = keys.take(pc.sort_indices(keys))
+    repeated = num_repeated(keys)
+    if repeated:
+        raise JobError(f"{repeated} samples have the key of another. This is a defect of fovea.")
+    num_samples = pc.sum(columns.shards.column("num_samples")).as_py() or 0
+    if not keys.equals(columns.samples.column("key")) or len(keys) != num_samples:
         raise JobError("rows of files, samples and shards do not agree. This is a defect of fovea.")
 
 
 def remove_strays(job: IngestJob, committed: Collection[str]) -> None:
     """Shards and half-written files of an earlier, interrupted run are no part of this dataset."""
-    fs, root = fsspec.core.url_to_fs(job.dataset)
-    for folder in (f"{root}/shards", f"{root}/manifests"):
-        for path in fs.ls(folder, detail=False) if fs.exists(folder) else []:
-            if path.rpartition("/")[2] not in committed:
-                fs.rm(path)
-    for path in fs.ls(root, detail=False):
-        if path.rpartition("/")[2].startswith(HALF_WRITTEN):
-            fs.rm(path)
+    for folder in ("shards", "manifests"):
+        for name in names_below(f"{job.dataset}/{folder}"):
+            if name not in committed:
+                remove(f"{job.dataset}/{folder}/{name}")
+    for name in _names_in(job.dataset):
+        if name.startswith(HALF_WRITTEN):
+            remove(f"{job.dataset}/{name}")
+
+
+def _names_in(url: str) -> list[str]:
+    """Files right in a folder."""
+    return [name for name in names_below(url) if "/" not in name]
 
 
 def clear_staging(job: IngestJob) -> None:
     """Records of finished shards are of no use to a dataset that is complete."""
-    fs, staging = fsspec.core.url_to_fs(f"{job.dataset}/_staging")
-    if fs.exists(staging):
-        fs.rm(staging, recursive=True)
+    remove_tree(locate(f"{job.dataset}/_staging"))

@@ -1,27 +1,31 @@
-"""The last step of a retry: merge what it gave into the dataset, so that an interruption at any point can be mended."""
+"""The last step of a retry or an append: merge what it gave, so that an interruption at any point can be mended."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
-
+from beam_jobs.append import appended_entries
 from beam_jobs.commit import check_rows, clear_staging, describe, remove_strays
 from beam_jobs.errors import JobError
 from beam_jobs.merge import in_order, merge
+from beam_jobs.metrics import timed
 from beam_jobs.options import IngestJob
-from beam_jobs.retry import retry_job, used_names
+from beam_jobs.retry import GrownJob, retry_job, used_names
 from beam_jobs.rewrite import rewrite_shards
+from ingest.source import discover
 from manifests.committed import Committed, Tables, read_committed
 from manifests.rows import SourceRow
-from manifests.store import commit, publish
+from manifests.store import commit
+from shards.publish import publish
 from shards.schema import SampleRow, ShardRow
+from shards.storage import exists, move, read_bytes, remove
 
 
+@timed("commit")
 def commit_retry(
     job: IngestJob, *, sources: Sequence[SourceRow], samples: Sequence[SampleRow], shards: Sequence[ShardRow]
 ) -> None:
-    """Merge what a retry gave into the dataset; when nothing came of it, nothing is written.
+    """Merge what a retry or an append gave into the dataset; when nothing came of it, nothing is written.
 
     Everything is made ready under `_staging/retry`, and its own `_SUCCESS` there says so. Only then the dataset
     loses its `_SUCCESS`, until all is in place: `finish_retry` can do that part again and again.
@@ -38,25 +42,31 @@ def commit_retry(
 
 def _stage(job: IngestJob, before: Committed, fresh: Tables) -> None:
     old = in_order(before.tables.sources, before.tables.samples, before.tables.shards)
-    merged = merge(old, fresh)
+    append = isinstance(job, GrownJob) and job.appends
+    merged = merge(old, fresh, append=append)
     if merged == old:
         return
     place, used = retry_job(job).dataset, used_names(before)
     tables = rewrite_shards(job.dataset, f"{place}/shards", merged, used)
     check_rows(tables)
-    header = describe(job, tables, before.info["other_files"])
-    dropped = sorted(set(used) - {row.shard for row in tables.shards})
-    if dropped:
-        header["dropped_shards"] = dropped
+    header = describe(job, tables, discover(job.source).other_files if append else before.info["other_files"])
+    header |= _history(job, before, tables)
     commit(place, sources=tables.sources, samples=tables.samples, shards=tables.shards, header=header)
+
+
+def _history(job: IngestJob, before: Committed, tables: Tables) -> dict[str, Any]:
+    """Names of shards that never come back, and what each append brought; nothing of either when there was none."""
+    dropped = sorted(set(used_names(before)) - {row.shard for row in tables.shards})
+    history = {"dropped_shards": dropped, "appended": appended_entries(job, before, tables)}
+    return {name: values for name, values in history.items() if values}
 
 
 def staged_retry(job: IngestJob) -> dict[str, Any] | None:
     """`dataset.json` of a retry that is ready to be moved in, which an interruption left behind."""
     place = retry_job(job).dataset
-    if not _exists(f"{place}/_SUCCESS"):
+    if not exists(f"{place}/_SUCCESS"):
         return None
-    info: dict[str, Any] = json.loads(_read(f"{place}/dataset.json"))
+    info: dict[str, Any] = json.loads(read_bytes(f"{place}/dataset.json"))
     return info
 
 
@@ -67,10 +77,10 @@ def finish_retry(job: IngestJob) -> bool:
         JobError: before anything is changed, if a shard is neither in its place nor ready.
     """
     place = retry_job(job).dataset
-    if not _exists(f"{place}/_SUCCESS"):
+    if not exists(f"{place}/_SUCCESS"):
         return False
-    success = _read(f"{place}/_SUCCESS")
-    if not _exists(f"{job.dataset}/_SUCCESS") or _read(f"{job.dataset}/_SUCCESS") != success:
+    success = read_bytes(f"{place}/_SUCCESS")
+    if not exists(f"{job.dataset}/_SUCCESS") or read_bytes(f"{job.dataset}/_SUCCESS") != success:
         _move_in(job, place, success)
     _clear(job)
     return True
@@ -79,45 +89,21 @@ def finish_retry(job: IngestJob) -> bool:
 def _move_in(job: IngestJob, place: str, success: bytes) -> None:
     ready = read_committed(place)
     names = {row.shard for row in ready.tables.shards}
-    coming = {name for name in names if _exists(f"{place}/shards/{name}")}
-    gone = sum(not _exists(f"{job.dataset}/shards/{name}") for name in names - coming)
+    coming = {name for name in names if exists(f"{place}/shards/{name}")}
+    gone = sum(not exists(f"{job.dataset}/shards/{name}") for name in names - coming)
     if gone:
         raise JobError(f"DATASET {job.dataset} has lost {gone} shards: ingest into a new DATASET.")
-    _remove(f"{job.dataset}/_SUCCESS")
+    remove(f"{job.dataset}/_SUCCESS")
     for name in sorted(coming):
-        _move(f"{place}/shards/{name}", f"{job.dataset}/shards/{name}")
+        move(f"{place}/shards/{name}", f"{job.dataset}/shards/{name}")
     manifests = ready.info["manifests"]
     remove_strays(job, names | set(manifests))
     for name in (*(f"manifests/{name}" for name in manifests), "dataset.json"):
-        publish(f"{job.dataset}/{name}", _read(f"{place}/{name}"))
-    publish(f"{job.dataset}/_SUCCESS", success)
-
-
-def _move(url: str, target: str) -> None:
-    fs, path = fsspec.core.url_to_fs(url)
-    end = fsspec.core.url_to_fs(target)[1]
-    fs.makedirs(end.rpartition("/")[0], exist_ok=True)
-    fs.mv(path, end)
+        publish(f"{job.dataset}/{name}", read_bytes(f"{place}/{name}"), replace=True)
+    publish(f"{job.dataset}/_SUCCESS", success, replace=True)
 
 
 def _clear(job: IngestJob) -> None:
     """The mark of a retry goes first: without it, what is left of the rest is never taken for a whole one."""
-    _remove(f"{retry_job(job).dataset}/_SUCCESS")
+    remove(f"{retry_job(job).dataset}/_SUCCESS")
     clear_staging(job)
-
-
-def _exists(url: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(url)
-    return bool(fs.exists(path))
-
-
-def _read(url: str) -> bytes:
-    fs, path = fsspec.core.url_to_fs(url)
-    data: bytes = fs.cat_file(path)
-    return data
-
-
-def _remove(url: str) -> None:
-    fs, path = fsspec.core.url_to_fs(url)
-    if fs.exists(path):
-        fs.rm(path)

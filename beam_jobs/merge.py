@@ -1,4 +1,4 @@
-"""The rows of a dataset after a retry: a pure function of its rows and of what the retried inputs gave."""
+"""The rows of a dataset after a retry or an append: a pure function of its rows and of what the inputs gave."""
 
 import dataclasses
 from collections import defaultdict
@@ -14,14 +14,15 @@ from manifests.rows import SourceRow
 from shards.schema import SampleRow, ShardRow
 
 
-def merge(before: Tables, fresh: Tables) -> Tables:
-    """Replace the rows of retried inputs, and settle duplicates between them and what is there.
+def merge(before: Tables, fresh: Tables, *, append: bool = False) -> Tables:
+    """Replace the rows of retried inputs, add those of new ones, and settle duplicates between them and what is there.
 
-    The sample of a file that turned out to be in conflict has no row any more; its shard still has one.
+    After a retry the sample of a file that turned out to be in conflict has no row any more; its shard still has one.
+    An append takes nothing away.
     """
     new = {spelled(row.path) for row in fresh.sources}
     gone = new | come(before.sources, new)
-    settled = settle_twins(before.sources, fresh.sources)
+    settled = (settle_newcomers if append else settle_twins)(before.sources, fresh.sources)
     kept = (row for row in before.sources if row.path not in gone)
     sources = [settled.get(spelled(row.path), row) for row in (*kept, *fresh.sources)]
     keys = {row.key for row in sources if row.key}
@@ -67,6 +68,26 @@ def settle_twins(before: Sequence[SourceRow], fresh: Sequence[SourceRow]) -> dic
         if uid in held
         for row in _settled(held[uid], twins)
     }
+
+
+def settle_newcomers(before: Sequence[SourceRow], fresh: Sequence[SourceRow]) -> dict[str, SourceRow]:
+    """Path -> row, where a new file shares its SOP Instance UID with one that is there: what is there stands.
+
+    The bytes of an accepted file: a duplicate of it. Others, and valid: the new file alone is in conflict.
+    """
+    held = _valid_by_uid(before)
+    return {
+        spelled(row.path): _newcomer(row, held[uid])
+        for uid, newcomers in _valid_by_uid(fresh).items()
+        if uid in held
+        for row in newcomers
+    }
+
+
+def _newcomer(row: SourceRow, held: list[SourceRow]) -> SourceRow:
+    same = row.sha256 in {one.sha256 for one in held if one.reason is None}
+    reason = Reason.DUP_SOP_UID_IDENTICAL if same else Reason.DUP_SOP_UID_CONFLICT
+    return _unaccepted(row, reason, "a file that was there before has its SOP Instance UID.")
 
 
 def _valid_by_uid(rows: Iterable[SourceRow]) -> dict[str, list[SourceRow]]:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from beam_jobs.options import IngestJob
 from beam_jobs.rows import accepted_row, outcome_row
 from ingest.errors import IngestError
@@ -24,11 +22,13 @@ from manifests.keys import sample_key
 from manifests.plan import Element, FileRef, ShardPlan
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
-from manifests.store import publish, publish_file
 from shards.codec import ShardWriter
+from shards.publish import publish
 from shards.schema import SampleRow, ShardRow
+from shards.storage import fingerprint, locate, read_bytes, sha256
 
-Seconds = defaultdict[str, float]
+Seconds = defaultdict[str, defaultdict[str, float]]
+"""Path -> stage -> seconds: for metrics, never for a manifest or a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,8 @@ class PackedShard:
     shard: ShardRow | None
     samples: tuple[SampleRow, ...]
     sources: tuple[SourceRow, ...]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    publish_s: float = 0.0
     bytes_read: int = 0
     reused: bool = False
 
@@ -74,7 +75,7 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
     earlier = _recorded(plan, job)
     if earlier:
         return earlier
-    seconds: Seconds = defaultdict(float)
+    seconds: Seconds = defaultdict(lambda: defaultdict(float))
     sources: list[SourceRow] = []
     samples: list[SampleRow] = []
     with tempfile.TemporaryFile() as file:
@@ -82,16 +83,19 @@ def pack_shard(plan: ShardPlan, job: IngestJob, participants: Mapping[str, Parti
             for element in plan.elements:
                 for outcome in _outcomes(element, job, tools, seconds):
                     if isinstance(outcome.result, VolumeRecord):
-                        samples.append(_add(writer, element, outcome.result, job, participants, seconds))
+                        started = time.perf_counter()
+                        samples.append(_add(writer, element, outcome.result, job, participants))
+                        seconds[outcome.file.path]["write"] += time.perf_counter() - started
                     sources.append(_source_row(outcome, element, plan.shard))
         started = time.perf_counter()
         shard = _publish(cast("BinaryIO", file), plan, job, len(samples)) if samples else None
-    seconds["write"] += time.perf_counter() - started
+        publish_s = time.perf_counter() - started
     packed = PackedShard(
         shard=shard,
         samples=tuple(samples),
         sources=tuple(sources),
-        seconds=dict(seconds),
+        seconds=seconds,
+        publish_s=publish_s,
         bytes_read=sum(ref.bytes for element in plan.elements for ref in (*element.files, *element.rivals)),
     )
     _record(packed, plan, job)
@@ -106,13 +110,30 @@ def _outcomes(element: Element, job: IngestJob, tools: Tools, seconds: Seconds) 
 
 
 def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outcome:
+    spent = seconds[file.path]
     started = time.perf_counter()
+    data = _fetch(file, job, tools)
+    if isinstance(data, Outcome):
+        spent["read"] += time.perf_counter() - started
+        return data
+    digest = hashlib.sha256(data).hexdigest()
+    read = time.perf_counter()
+    result = tools.guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
+    inside = result.seconds if isinstance(result, VolumeRecord) else {}
+    outside = time.perf_counter() - read - sum(inside.values())
+    for stage, value in {"read": read - started, "check": outside, **inside}.items():
+        spent[stage] += value
+    return Outcome(file=file, sha256=digest, result=result)
+
+
+def _fetch(file: FileRef, job: IngestJob, tools: Tools) -> bytes | Outcome:
+    """All bytes of a file, or what became of it without them."""
     if file.bytes > job.limits.max_file_bytes:
         detail = f"the file has {file.bytes} bytes, the limit is {job.limits.max_file_bytes}."
         rejection = Rejection(reason=Reason.PARSE_LIMIT_EXCEEDED, detail=detail, facts=path_facts(file.path))
         return Outcome(file=file, sha256=tools.reader.sha256_or_none(file.path), result=rejection)
     try:
-        data = tools.reader.read(file.path)
+        data = tools.reader.read(file.path, file.bytes)
     except IngestError as error:
         return Outcome(
             file=file,
@@ -123,13 +144,7 @@ def _read(file: FileRef, job: IngestJob, tools: Tools, seconds: Seconds) -> Outc
         detail = f"the store gave {len(data)} bytes of {file.bytes} that it listed."
         rejection = Rejection(reason=Reason.IO_UNREADABLE, detail=detail, facts=path_facts(file.path))
         return Outcome(file=file, sha256=None, result=rejection)
-    sha256 = hashlib.sha256(data).hexdigest()
-    seconds["read"] += time.perf_counter() - started
-    result = tools.guard.convert(data, file.path, file.manifest, job.geometry, job.limits)
-    if isinstance(result, VolumeRecord):
-        for stage, value in result.seconds.items():
-            seconds[stage] += value
-    return Outcome(file=file, sha256=sha256, result=result)
+    return data
 
 
 def _in_its_place(outcome: Outcome, element: Element, job: IngestJob) -> Outcome:
@@ -175,13 +190,9 @@ def _add(
     record: VolumeRecord,
     job: IngestJob,
     participants: Mapping[str, Participant],
-    seconds: Seconds,
 ) -> SampleRow:
-    started = time.perf_counter()
     participant = participants.get(record.probed.identity.participant_id) if job.participant_metadata else None
-    row = writer.add(record.to_sample(key=element.key, split=element.split, participant=participant))
-    seconds["write"] += time.perf_counter() - started
-    return row
+    return writer.add(record.to_sample(key=element.key, split=element.split, participant=participant))
 
 
 def _source_row(outcome: Outcome, element: Element, shard: str) -> SourceRow:
@@ -192,12 +203,14 @@ def _source_row(outcome: Outcome, element: Element, shard: str) -> SourceRow:
 
 
 def _publish(file: BinaryIO, plan: ShardPlan, job: IngestJob, num_samples: int) -> ShardRow:
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    size = file.tell()
-    publish_file(f"{job.dataset}/shards/{plan.shard}", file)
+    done = publish(f"{job.dataset}/shards/{plan.shard}", file, replace=True)
     return ShardRow(
-        shard=plan.shard, split=plan.split, device=plan.device, num_samples=num_samples, bytes=size, sha256=digest
+        shard=plan.shard,
+        split=plan.split,
+        device=plan.device,
+        num_samples=num_samples,
+        bytes=done.bytes,
+        sha256=done.sha256,
     )
 
 
@@ -213,15 +226,15 @@ def _record(packed: PackedShard, plan: ShardPlan, job: IngestJob) -> None:
         "samples": [dataclasses.asdict(row) for row in packed.samples],
         "sources": [dataclasses.asdict(row) for row in packed.sources],
     }
-    publish(staging_url(job, f"{plan.shard}.json"), json.dumps(record).encode())
+    publish(staging_url(job, f"{plan.shard}.json"), json.dumps(record).encode(), replace=True)
 
 
 def _recorded(plan: ShardPlan, job: IngestJob) -> PackedShard | None:
     """The earlier result of the same plan, if its shard is still there byte for byte."""
-    fs, path = fsspec.core.url_to_fs(staging_url(job, f"{plan.shard}.json"))
-    if not fs.exists(path):
+    place = locate(staging_url(job, f"{plan.shard}.json"))
+    if fingerprint(place) is None:
         return None
-    record: dict[str, Any] = json.loads(fs.cat_file(path))
+    record: dict[str, Any] = json.loads(read_bytes(place))
     if record["fingerprint"] != plan.fingerprint(job.config_sha256()):
         return None
     if any(row["reason"] and Reason(row["reason"]).info.retryable for row in record["sources"]):
@@ -238,8 +251,5 @@ def _recorded(plan: ShardPlan, job: IngestJob) -> PackedShard | None:
 
 
 def _is_intact(url: str, shard: ShardRow) -> bool:
-    fs, path = fsspec.core.url_to_fs(url)
-    if not fs.exists(path) or fs.size(path) != shard.bytes:
-        return False
-    with fs.open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    there = fingerprint(url)
+    return there is not None and there.bytes == shard.bytes and sha256(url) == shard.sha256

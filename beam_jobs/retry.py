@@ -1,6 +1,7 @@
-"""Which inputs of a finished dataset are worth another try, and where what they give is put (`--retry-rejected`).
+"""Which inputs a finished dataset takes in or tries again, and where what they give is put.
 
-A retry is packed beside the dataset, under `_staging/retry`, and moved in at the end (ADR 0006).
+`--retry-rejected` and `--append` are packed beside the dataset, under `_staging/retry`, and moved in at the end
+(ADR 0006, ADR 0011).
 """
 
 import dataclasses
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import fsspec
 from apache_beam.pvalue import TaggedOutput
 
 from beam_jobs.options import IngestJob
@@ -21,6 +21,7 @@ from manifests.plan import Element, ShardPlan
 from manifests.reasons import Reason
 from manifests.rows import SourceRow
 from shards.schema import shard_name
+from shards.storage import locate, names_below, read_bytes, remove
 
 TWIN_PREFIX: Final = "twin-"
 """Shards of files whose SOP Instance UID the dataset holds: packed to learn whether they are valid, never moved in."""
@@ -32,9 +33,24 @@ Shelf = tuple[str, str, bool]
 """Split, device, and whether the dataset holds the SOP Instance UID."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrownJob(IngestJob):
+    """A job on a dataset that is complete: `labels_sha256` is of the table that it was first made with.
+
+    `table_sha256` is of the participants' table now; `appends` says that new files are taken in (`--append`).
+    """
+
+    table_sha256: str | None = None
+    appends: bool = False
+
+
 def retry_job(job: IngestJob) -> IngestJob:
-    """The same job with the place where a retry is packed as its dataset."""
-    return dataclasses.replace(job, dataset=f"{job.dataset}/_staging/retry")
+    """The same job with the place where a retry is packed as its dataset.
+
+    What was packed with another participants' table is not taken over: the table decides bytes of samples.
+    """
+    place = dataclasses.replace(job, dataset=f"{job.dataset}/_staging/retry")
+    return dataclasses.replace(place, labels_sha256=job.table_sha256) if isinstance(job, GrownJob) else place
 
 
 def is_retryable(row: SourceRow) -> bool:
@@ -59,31 +75,37 @@ def archives_of(path: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """The inputs of a retry, by their paths as the manifests spell them.
+    """The inputs of a retry or an append, by their paths as the manifests spell them.
 
-    `retryable` are those of rows with a retryable reason; `missing` the canonical ones of files that were listed
-    and not found; `known` all that have a row.
+    `again` are those whose rows are redone; `missing` the canonical ones of files that were listed and not found;
+    `known` all that have a row. With `new`, inputs that have none are in it, but for members of archives that have.
     """
 
-    retryable: frozenset[str] = frozenset()
+    again: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()
+    new: bool = False
 
     def holds(self, path: str) -> bool:
-        """Whether an input is one of them: by its own row, by its archive's, or as a missing file that has come."""
+        """Whether an input is one of them: by its row, by its archive's, as a missing file that has come, or as new."""
         name = spelled(path)
-        if not self.retryable.isdisjoint([name, *archives_of(name)]):
+        archives = archives_of(name)
+        if not self.again.isdisjoint([name, *archives]):
             return True
-        return name not in self.known and canonical(name) in self.missing
+        if name in self.known:
+            return False
+        return canonical(name) in self.missing or (self.new and self.known.isdisjoint(archives))
 
 
-def scope_of(sources: Iterable[SourceRow]) -> Scope:
-    """The scope of a retry of these rows."""
+def scope_of(sources: Iterable[SourceRow], *, append: bool = False) -> Scope:
+    """The scope of a retry of these rows, or of an append to them, which redoes missing files only."""
     rows = tuple(sources)
+    missing = frozenset(row.path for row in rows if row.reason == Reason.FILE_MISSING)
     return Scope(
-        retryable=frozenset(row.path for row in rows if is_retryable(row)),
-        missing=frozenset(canonical(row.path) for row in rows if row.reason == Reason.FILE_MISSING),
+        again=missing if append else frozenset(row.path for row in rows if is_retryable(row)),
+        missing=frozenset(map(canonical, missing)),
         known=frozenset(row.path for row in rows),
+        new=append,
     )
 
 
@@ -109,12 +131,12 @@ def _is_input(path: str) -> bool:
 
 def forget_retryable(job: IngestJob) -> None:
     """Of an interrupted retry, shards are taken over but for those in which a file failed for a passing cause."""
-    fs, folder = fsspec.core.url_to_fs(f"{retry_job(job).dataset}/_staging")
+    folder = locate(f"{retry_job(job).dataset}/_staging")
     codes = [f'"{reason}"'.encode() for reason in Reason if reason.info.retryable]
-    for path in fs.ls(folder, detail=False) if fs.exists(folder) else []:
-        record = fs.cat_file(path)
+    for name, num_bytes in names_below(folder).items():
+        record = read_bytes(folder / name, num_bytes)
         if any(code in record for code in codes):
-            fs.rm(path)
+            remove(folder / name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +169,9 @@ def next_numbers(names: Iterable[str]) -> dict[str, int]:
 
 
 def discover_again(job: IngestJob) -> Iterator[Any]:
-    """The job -> `Entry`s in the scope of its retry; tagged: inputs in it that the listing settles."""
-    scope = scope_of(read_committed(job.dataset).tables.sources)
+    """The job -> `Entry`s in the scope of its retry or append; tagged: inputs in it that the listing settles."""
+    append = isinstance(job, GrownJob) and job.appends
+    scope = scope_of(read_committed(job.dataset).tables.sources, append=append)
     found = discover(job.source)
     yield from (entry for entry in found.entries if scope.holds(entry.path))
     for settled in found.settled:

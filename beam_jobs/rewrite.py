@@ -1,7 +1,6 @@
 """Shards are immutable: one that must lose a sample is written anew, under a number that none had."""
 
 import dataclasses
-import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from beam_jobs.errors import JobError
 from beam_jobs.merge import in_order
 from beam_jobs.retry import next_numbers
 from manifests.committed import Tables
-from manifests.store import publish_file
 from shards.codec import ShardWriter
+from shards.publish import publish
 from shards.reader import Dataset, open_dataset, read_sample
 from shards.schema import SampleRow, ShardRow, shard_name
 
@@ -55,8 +54,5 @@ def _write_anew(
             moved = [writer.add(read_sample(dataset, sample, check=True)) for sample in samples]
         if [sample.sha256 for sample in moved] != [sample.sha256 for sample in samples]:
             raise JobError(f"{row.shard}: a sample changed while it was moved. This is a defect of fovea.")
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-        publish_file(f"{place}/{row.shard}", cast("BinaryIO", file))
-    return dataclasses.replace(row, num_samples=len(moved), bytes=size, sha256=digest), moved
+        done = publish(f"{place}/{row.shard}", cast("BinaryIO", file), replace=True)
+    return dataclasses.replace(row, num_samples=len(moved), bytes=done.bytes, sha256=done.sha256), moved

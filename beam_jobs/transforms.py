@@ -8,9 +8,18 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from beam_jobs.errors import JobError
-from beam_jobs.metrics import count, count_row, count_seconds
+from beam_jobs.metrics import (
+    FileTime,
+    count,
+    count_row,
+    device_of,
+    in_milliseconds,
+    observe,
+    observe_stages,
+    timed,
+)
 from beam_jobs.options import IngestJob
-from beam_jobs.pack import Tools, pack_shard
+from beam_jobs.pack import PackedShard, Tools, pack_shard
 from beam_jobs.rows import outcome_row, settled_row
 from ingest.errors import IngestError
 from ingest.facts import path_facts
@@ -27,6 +36,7 @@ SOURCES: Final = "sources"
 SAMPLES: Final = "samples"
 SETTLED: Final = "settled"
 OTHERS: Final = "others"
+TIMES: Final = "times"
 
 
 class Discover(beam.DoFn):
@@ -34,7 +44,8 @@ class Discover(beam.DoFn):
 
     def process(self, source: str) -> Iterator[Any]:
         """List SOURCE once, inside of the pipeline."""
-        found = discover(source)
+        with timed("discover"):
+            found = discover(source)
         if not found.entries and not found.settled:
             raise JobError(f"SOURCE {source} holds no DICOM file.")
         count("files_found", len(found.entries) + len(found.settled))
@@ -53,6 +64,7 @@ class Guarded(beam.DoFn):
     def setup(self) -> None:
         """Called by Beam in the worker, once for each instance."""
         self._tools = Tools(reader=SourceReader(self._job.source), guard=Guard())
+        self._tools.guard.start()
 
     def teardown(self) -> None:
         """Called by Beam when it is done with the instance; a worker that is killed takes the process with it."""
@@ -60,7 +72,7 @@ class Guarded(beam.DoFn):
 
 
 class Probe(Guarded):
-    """`Entry` -> `FileRef` of a file whose header is good; tagged: rows of all others."""
+    """`Entry` -> `FileRef` of a file whose header is good; tagged: rows of all others, and what each file took."""
 
     def process(self, entry: Entry) -> Iterator[Any]:
         """Read the header, and the whole file once more for its hash if that settles it."""
@@ -69,11 +81,14 @@ class Probe(Guarded):
         if isinstance(result, Probed):
             yield result.file_ref(entry.path, entry.bytes, entry.manifest)
         else:
-            sha256 = None if result.reason is Reason.OUTSIDE_FILTER else self._tools.reader.sha256_or_none(entry.path)
+            unread = result.reason in {Reason.OUTSIDE_FILTER, Reason.IO_UNREADABLE}
+            sha256 = None if unread else self._tools.reader.sha256_or_none(entry.path)
             row = outcome_row(entry.path, entry.bytes, sha256, result)
             count_row(row)
             yield TaggedOutput(SOURCES, row)
-        count_seconds({"probe": time.perf_counter() - started})
+        spent = {"probe": in_milliseconds(time.perf_counter() - started)}
+        observe_stages(spent, device_of(result.facts.device))
+        yield TaggedOutput(TIMES, FileTime(path=entry.path, milliseconds=spent))
 
     def _probe(self, entry: Entry) -> Probed | Rejection:
         facts = path_facts(entry.path)
@@ -81,7 +96,7 @@ class Probe(Guarded):
         if facts.device and facts.device not in self._job.devices:
             return outside
         try:
-            with self._tools.reader.open(entry.path) as stream:
+            with self._tools.reader.open(entry.path, entry.bytes) as stream:
                 result = self._tools.guard.probe(stream, entry.path, entry.manifest, self._job.limits)
         except IngestError as error:
             return Rejection(reason=error.reason, detail=error.detail, facts=facts)
@@ -122,19 +137,35 @@ def shards_of(shelf: tuple[tuple[str, str], Iterable[Element]], job: IngestJob) 
 
 
 class Pack(Guarded):
-    """`ShardPlan` -> `ShardRow`; tagged: rows of its samples and of its files. Voxels end in the shard, not here."""
+    """`ShardPlan` -> `ShardRow`; tagged: rows of its samples and of its files, and what each file took.
+
+    Voxels end in the shard, not here.
+    """
 
     def process(self, plan: ShardPlan, participants: Mapping[str, Participant]) -> Iterator[Any]:
         """Make the shard and report."""
         packed = pack_shard(plan, self._job, participants, self._tools)
         count("bytes_read", packed.bytes_read)
         count("shards_reused" if packed.reused else "shards_packed")
-        count_seconds(packed.seconds)
+        yield from _times(plan, packed)
         for row in packed.sources:
             count_row(row)
             yield TaggedOutput(SOURCES, row)
+        count("samples_reused" if packed.reused else "samples_packed", len(packed.samples))
         for sample in packed.samples:
             yield TaggedOutput(SAMPLES, sample)
         if packed.shard:
             count("bytes_written", packed.shard.bytes)
             yield packed.shard
+
+
+def _times(plan: ShardPlan, packed: PackedShard) -> Iterator[Any]:
+    """Observe what each file of a shard took, and hand it on; a shard that was taken over took nothing."""
+    if packed.reused:
+        return
+    observe_stages({"publish": in_milliseconds(packed.publish_s)})
+    for file in {file for element in plan.elements for file in (*element.files, *element.rivals)}:
+        spent = {stage: in_milliseconds(value) for stage, value in packed.seconds.get(file.path, {}).items()}
+        observe_stages(spent, file.device)
+        observe("bytes", file.bytes, file.device)
+        yield TaggedOutput(TIMES, FileTime(path=file.path, milliseconds=spent))

@@ -31,7 +31,7 @@ def command(
     from ingest.explain import explain
     from ingest.geometry import load_geometry
     from ingest.guard import Guard
-    from shards.reader import locate
+    from shards.storage import locate
 
     locate(file)
     chosen = load_geometry(geometry)

@@ -14,7 +14,7 @@ COLUMNS = ("", "", "labelled", "with OCT", "both", "label, no OCT", "OCT, no lab
 def load_labels(address: str) -> "dict[str, Participant]":
     """The participants.tsv at a path or URL; what is wrong with the address itself is said first."""
     from manifests.cohort import load_participants
-    from shards.reader import locate
+    from shards.storage import locate
 
     locate(address)
     return load_participants(address)

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import fsspec
-
 from ingest.archive import list_members
 from ingest.convert import DEFAULT_LIMITS
 from ingest.errors import GuardError, IngestError, SourceError
@@ -37,6 +35,8 @@ from ingest.source import (
 )
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
+from shards.errors import ShardError
+from shards.storage import exists, fingerprint, locate
 
 MEMBER_MARK: Final = re.compile(r"(?<=\.zip)!", re.IGNORECASE)
 NUM_FOLDERS: Final = 4
@@ -153,9 +153,8 @@ def _outer_and_member(file: str) -> tuple[str, str | None]:
 
 def _is_file(file: str) -> bool:
     try:
-        fs, full = fsspec.core.url_to_fs(file)
-        return bool(fs.isfile(full))
-    except (OSError, ValueError, ImportError):
+        return fingerprint(file) is not None
+    except (OSError, ValueError, ShardError):
         return False
 
 
@@ -179,16 +178,17 @@ def _look_into(source: str, relative: str, num_bytes: int) -> tuple[Settled, dic
 def _on_disk(file: str) -> tuple[str, str, int]:
     """The folder that stands for SOURCE, the file's path in it, and its size."""
     try:
-        fs, full = fsspec.core.url_to_fs(file)
-        if not fs.isfile(full):
-            what = "is a folder: name one file in it" if fs.isdir(full) else "does not exist"
+        place = locate(file)
+        found = fingerprint(place)
+        if found is None:
+            what = "is a folder: name one file in it" if exists(place) else "does not exist"
             raise SourceError(f"{file} {what}.")
-        size = int(fs.size(full) or 0)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ShardError) as error:
         raise SourceError(f"{file} cannot be read: {type(error).__name__}.") from error
-    parts = full.split("/")
+    parts = place.path.split("/")
     kept = min(NUM_FOLDERS + 1, len(parts) - 1)
-    return fs.unstrip_protocol("/".join(parts[:-kept]) or "/"), "/".join(parts[-kept:]), size
+    source = "/".join(parts[:-kept]) or "/"
+    return source if place.is_local else f"{place.protocol}://{source}", "/".join(parts[-kept:]), found.bytes
 
 
 def _listed(place: _Place) -> _Place:

@@ -99,6 +99,10 @@ class Guard:
     ) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Start the other process now, so that the first file does not wait for it; raises like `probe`."""
+        self._connect()
+
     def close(self) -> None:
         """End the other process and give its memory back."""
         self._stop()
@@ -216,6 +220,8 @@ class Guard:
         if self._connection is not None:
             return self._connection
         near, far = socket.socketpair()
+        for end in (near, far):
+            end.setblocking(True)  # a process-wide default timeout, which Beam sets for Google's services, would not be
         descriptors = (far.fileno(), self._inbox.descriptor, self._outbox.descriptor)
         with far:
             self._child = subprocess.Popen(  # noqa: S603 - our own module under our own interpreter

@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
 from zipfile import ZipFile
 
-import fsspec
-
 from ingest.archive import member_of, open_archive
 from ingest.errors import IngestError
 from manifests.reasons import Reason
+from shards.storage import RangedFile, locate, read_bytes
 
 READ_BLOCK_BYTES: Final = 2**20
 MEMBER_MARK: Final = re.compile(r"(?<=[^/]\.zip)!", re.IGNORECASE)
@@ -21,19 +20,24 @@ NO_SUCH_FILE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextmanager
-def open_file(source: str, path: str) -> Iterator[BinaryIO]:
+def open_file(source: str, path: str, num_bytes: int | None = None) -> Iterator[BinaryIO]:
     """A file of SOURCE itself, whatever its name, as a stream of ranged reads.
+
+    Args:
+        source: a folder or bucket.
+        path: in it.
+        num_bytes: its size if it is known; else a bucket is asked.
 
     Raises:
         IngestError: IO_UNREADABLE, now or from a read.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(source)
-        stream = fs.open(f"{root.rstrip('/')}/{path}", "rb", block_size=READ_BLOCK_BYTES)
+        place = locate(source) / path
+        stream = place.fs.open(place.path, "rb") if place.is_local else RangedFile(place, num_bytes)
     except Exception as error:  # every store's client has exceptions of its own
         raise _unreadable(error) from error
     with stream:
-        yield cast("BinaryIO", _Stored(stream))
+        yield cast("BinaryIO", _Stored(cast("BinaryIO", stream)))
 
 
 def _unreadable(error: Exception) -> IngestError:
@@ -83,8 +87,8 @@ class SourceReader:
         self._kept.close()
 
     @contextmanager
-    def open(self, path: str) -> Iterator[BinaryIO]:
-        """A file, or a member of an archive, as a stream.
+    def open(self, path: str, num_bytes: int | None = None) -> Iterator[BinaryIO]:
+        """A file, or a member of an archive, as a stream; its size, if known, spares a question to a bucket.
 
         Raises:
             IngestError: IO_UNREADABLE when the store does not give the bytes; ZIP_INVALID_OR_TRUNCATED.
@@ -95,7 +99,7 @@ class SourceReader:
                 with self._dropped_on_failure(), member_of(archive, path[mark.end() :]) as member:
                     yield member
                 return
-        with open_file(self._source, path) as stream:
+        with open_file(self._source, path, num_bytes) as stream:
             yield stream
 
     def _archive_at(self, outer: str) -> ZipFile | None:
@@ -124,10 +128,16 @@ class SourceReader:
             self.close()
             raise
 
-    def read(self, path: str) -> bytes:
-        """All bytes of a file; raises like `open`."""
-        with self.open(path) as stream:
-            return stream.read()
+    def read(self, path: str, num_bytes: int | None = None) -> bytes:
+        """All bytes of a file, which a bucket must not give more or fewer of than `num_bytes`; raises like `open`."""
+        place = locate(self._source) / path
+        if place.is_local or MEMBER_MARK.search(path):
+            with self.open(path, num_bytes) as stream:
+                return stream.read()
+        try:
+            return read_bytes(place, num_bytes)
+        except Exception as error:  # as in `open_file`
+            raise _unreadable(error) from error
 
     def sha256(self, path: str) -> str:
         """The sha256 of a file, streamed; raises like `open`."""

@@ -1,24 +1,25 @@
 """What lies in SOURCE: a recursive listing joined with `manifest.tsv`, archives opened, and how to read one file."""
 
+import codecs
 import csv
+import functools
 import io
 import os
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from typing import Any, BinaryIO, Final
 
 from ingest.archive import list_members
 from ingest.errors import IngestError, SourceError
 from ingest.reader import SourceReader, open_file
 from manifests.plan import ManifestRow
 from manifests.reasons import Reason
+from shards import storage
+from shards.errors import ShardError
 
 MANIFEST_NAME: Final = "manifest.tsv"
 PARTICIPANTS_NAME: Final = "participants.tsv"
@@ -30,6 +31,7 @@ MEMBER: Final = re.compile(r"(.*?[^/]\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 UID_IN_NAME: Final = re.compile(r"_[0-9]+\.[0-9.]*[0-9]")
 """Part of one is enough: no two scans of one participant and protocol share it."""
 
+MANIFEST_BLOCK_BYTES: Final = 2**20
 IRREGULAR_BYTES: Final = -1
 """The size of what is no file, in listings: no file has it."""
 
@@ -123,26 +125,28 @@ def list_files(source: str) -> dict[str, int]:
         SourceError: if SOURCE is not there or cannot be listed.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(source)
-        if not fs.isdir(root):
+        place = storage.locate(source)
+        if place.is_local and not place.fs.isdir(place.path):
             raise SourceError(f"SOURCE {source} is not a folder: give the folder that holds retinal_oct/.")
-        found = _walk(fs, root)
-    except (OSError, ValueError, ImportError) as error:
+        found = _walk(place.fs, place.path) if place.is_local else storage.list_files(place)
+    except (OSError, ValueError, ShardError) as error:
         raise SourceError(f"SOURCE {source} cannot be listed: {_without_path(error)}.") from error
-    prefix = root.rstrip("/") + "/"
-    return {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
+    if not found and not place.is_local:
+        raise SourceError(f"SOURCE {source} holds no file: give the folder that holds retinal_oct/.")
+    prefix = place.path.rstrip("/") + "/"
+    return {path.removeprefix(prefix): size for path, size in found.items()}
 
 
-def _walk(fs: Any, root: str) -> dict[str, Any]:
+def _walk(fs: Any, root: str) -> dict[str, int]:
     """Every file under `root`, through links to folders too; each real folder once, so that no link leads in a circle.
 
     What is neither file nor folder (a pipe, a device, a link to nothing) has no bytes: reading it could wait for ever.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, int] = {}
     folders, seen = [root], set()
     while folders:
         folder = folders.pop()
-        real = os.path.realpath(folder) if isinstance(fs, LocalFileSystem) else folder
+        real = os.path.realpath(folder)
         if real in seen:
             continue
         seen.add(real)
@@ -151,7 +155,7 @@ def _walk(fs: Any, root: str) -> dict[str, Any]:
                 folders.append(path)
             else:
                 regular = info.get("type", "file") == "file" or fs.isfile(path)
-                found[path] = info if regular else {"size": IRREGULAR_BYTES}
+                found[path] = int(info["size"]) if regular else IRREGULAR_BYTES
     return found
 
 
@@ -228,11 +232,9 @@ def read_source_file(url: str) -> bytes:
         SourceError: if it is not there or cannot be read.
     """
     try:
-        fs, path = fsspec.core.url_to_fs(url)
-        data: bytes = fs.cat_file(path)
-    except (OSError, ValueError) as error:
+        return storage.read_bytes(url)
+    except (OSError, ValueError, ShardError) as error:
         raise SourceError(f"{url} cannot be read: {_without_path(error)}.") from error
-    return data
 
 
 def _read_manifests(source: str, paths: Iterable[str]) -> list[Listed]:
@@ -241,18 +243,30 @@ def _read_manifests(source: str, paths: Iterable[str]) -> list[Listed]:
     return [listed for path, cells in lines if (listed := _listed(path, cells))]
 
 
-def _manifest_lines(source: str, path: str) -> list[dict[str, str]]:
-    """Cells by column. Lines are lines: a quote that nobody closes must not swallow those behind it."""
+def _manifest_lines(source: str, path: str) -> Iterator[dict[str, str]]:
+    """Cells by column. Lines are lines: a quote that nobody closes must not swallow those behind it.
+
+    They are read as they come: the manifest of a million files has four hundred megabytes.
+    """
     try:
-        with SourceReader(source) as reader:
-            text = reader.read(path).decode("utf-8-sig")
-        lines = (line for line in io.StringIO(text, newline="") if line.strip())
-        table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        columns, *rows = [[_unquoted(cell) for cell in row] for row in table] or [[]]
+        with SourceReader(source) as reader, reader.open(path) as stream:
+            lines = (line for line in _text_lines(stream) if line.strip())
+            table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            columns = [_unquoted(cell) for cell in next(table, [])]
+            # Every folder of AI-READI has a manifest.tsv, of other columns: of electrocardiograms, of photographs.
+            for row in table if "filepath" in columns else ():
+                yield dict(zip(columns, map(_unquoted, row), strict=False))
     except (IngestError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read as a table in UTF-8: {error}.") from error
-    # Every folder of AI-READI has a manifest.tsv, of other columns: of electrocardiograms, of photographs.
-    return [dict(zip(columns, row, strict=False)) for row in rows] if "filepath" in columns else []
+
+
+def _text_lines(stream: BinaryIO) -> Iterator[str]:
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    rest = ""
+    while block := stream.read(MANIFEST_BLOCK_BYTES):
+        *whole, rest = (rest + decoder.decode(block)).split("\n")
+        yield from whole
+    yield from (rest + decoder.decode(b"", final=True)).split("\n")
 
 
 def _unquoted(cell: str) -> str:
@@ -278,12 +292,14 @@ def _listed(path: str, cells: dict[str, str]) -> Listed | None:
     return Listed(
         base=base,
         places=(beside, inside) if of_cohort else (inside, beside),
-        row=ManifestRow(
-            pixel_spacing=cells.get("pixel_spacing"),
-            slice_thickness=cells.get("slice_thickness"),
-            anatomic_region=cells.get("anatomic_region"),
-        ),
+        row=_manifest_row(cells.get("pixel_spacing"), cells.get("slice_thickness"), cells.get("anatomic_region")),
     )
+
+
+@functools.lru_cache(maxsize=2**12)
+def _manifest_row(pixel_spacing: str | None, slice_thickness: str | None, anatomic_region: str | None) -> ManifestRow:
+    """A million lines say a few hundred different things: equal rows are one object."""
+    return ManifestRow(pixel_spacing=pixel_spacing, slice_thickness=slice_thickness, anatomic_region=anatomic_region)
 
 
 def _without_path(error: Exception) -> str:
@@ -315,6 +331,8 @@ def _join(paths: Collection[str], listed: Iterable[Listed]) -> tuple[dict[str, M
 
 
 def _agreed(one: ManifestRow, other: ManifestRow) -> ManifestRow:
+    if one == other:
+        return one
     return ManifestRow(**{name: value if asdict(other)[name] == value else None for name, value in asdict(one).items()})
 
 

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final, get_args
 
-import fsspec
-
 from manifests.errors import AuditError, NoDatasetError
 from manifests.offenders import SPACING_COLUMNS, Offenders, Row, positive, worst_offenders
 from manifests.reasons import Reason
 from manifests.rows import SOURCE_COLUMNS, Status
 from manifests.store import read_csv
 from shards.schema import SAMPLE_COLUMNS, SCHEMA_VERSION, SHARD_COLUMNS, SPLITS
+from shards.storage import Place, exists, locate, read_bytes
 
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
 TABLES: Final = {
@@ -117,31 +116,34 @@ def audit(url: str) -> AuditReport:
 
 def read_tables(url: str) -> Tables:
     """The CSV manifests and `dataset.json`, unparsed beyond their cells."""
+    place = locate(url.rstrip("/"))
     try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise NoDatasetError(
-            f"{url} cannot be opened: {error}; give a path, or the URL of a store whose package is installed."
-        ) from error
-    if not url.strip() or not fs.isdir(root):
-        raise NoDatasetError(f"there is no dataset at {url or repr(url)}: give the folder that `fovea ingest` wrote.")
-    _read(fs, f"{root}/_SUCCESS")
-    rows = {name: _read_rows(fs, f"{root}/manifests/{name}.csv", columns) for name, columns in TABLES.items()}
-    return Tables(info=_parse_info(f"{root}/dataset.json", _read(fs, f"{root}/dataset.json")), **rows)
+        there = place.fs.isdir(place.path) if place.is_local else exists(place)
+    except Exception as error:  # every store's client has exceptions of its own
+        raise _unreadable(url, error) from error
+    if not there:
+        raise NoDatasetError(f"there is no dataset at {url}: give the folder that `fovea ingest` wrote.")
+    _read(place / "_SUCCESS")
+    rows = {name: _read_rows(place / f"manifests/{name}.csv", columns) for name, columns in TABLES.items()}
+    info = place / "dataset.json"
+    return Tables(info=_parse_info(info.url, _read(info)), **rows)
 
 
-def _read(fs: Any, path: str) -> bytes:
+def _read(place: Place) -> bytes:
     try:
-        data: bytes = fs.cat_file(path)
+        return read_bytes(place)
     except FileNotFoundError as error:
         raise AuditError(
-            f"{path} is missing: this is no finished dataset; run the same `fovea ingest` again to finish it."
+            f"{place.url} is missing: this is no finished dataset; run the same `fovea ingest` again to finish it."
         ) from error
     except Exception as error:  # every store's client has exceptions of its own
-        raise AuditError(
-            f"{path} cannot be read ({type(error).__name__}); check permissions, credentials and the network."
-        ) from error
-    return data
+        raise _unreadable(place.url, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> AuditError:
+    return AuditError(
+        f"{name} cannot be read ({type(error).__name__}); check permissions, credentials and the network."
+    )
 
 
 def _parse_info(path: str, body: bytes) -> Mapping[str, Any]:
@@ -164,8 +166,8 @@ def _parse_info(path: str, body: bytes) -> Mapping[str, Any]:
     return info
 
 
-def _read_rows(fs: Any, path: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    data = _read(fs, path)
+def _read_rows(place: Place, columns: Sequence[str]) -> list[dict[str, str]]:
+    data, path = _read(place), place.url
     try:
         rows = read_csv(data)
     except UnicodeDecodeError as error:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-import fsspec
-
 from manifests.errors import CohortError, JoinError
+from shards.errors import ShardError
 from shards.schema import SPLITS, Split
+from shards.storage import read_bytes
 
 STUDY_GROUPS: Final = (
     "healthy",
@@ -77,9 +77,10 @@ def load_participants(url: str) -> dict[str, Participant]:
     Raises:
         CohortError: as `read_participants`, and if there is no such file.
     """
-    fs, path = fsspec.core.url_to_fs(url)
     try:
-        data = fs.cat_file(path)
+        data = read_bytes(url)
+    except ShardError as error:
+        raise CohortError(f"{url} cannot be opened: {str(error).rstrip('.')}.") from error
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CohortError(f"{url} is not a file: give the participants.tsv of the cohort.") from error
     return read_participants(data, name=url)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow.parquet as pq
 
 from manifests.errors import AuditError
 from manifests.rows import SourceRow
 from shards.schema import SampleRow, ShardRow
+from shards.storage import read_bytes
 
 Row = TypeVar("Row", SourceRow, SampleRow, ShardRow)
 
@@ -56,8 +56,15 @@ def read_committed(url: str) -> Committed:
 def _rows(url: str, info: Mapping[str, Any], table: str, row_type: type[Row]) -> tuple[Row, ...]:
     name = f"{table}.parquet"
     data = _read(url, f"manifests/{name}")
-    _check(url, f"manifests/{name}", data, info["manifests"][name])
+    _check(url, f"manifests/{name}", data, _listed(url, info, name))
     return tuple(row_type(**cells) for cells in pq.read_table(io.BytesIO(data)).to_pylist())
+
+
+def _listed(url: str, info: Mapping[str, Any], name: str) -> str:
+    manifests = info.get("manifests")
+    if not isinstance(manifests, dict) or name not in manifests:
+        raise AuditError(f"{url}: dataset.json does not list {name}: ingest again to a new DATASET.")
+    return str(manifests[name])
 
 
 def _check(url: str, name: str, data: bytes, sha256: str) -> None:
@@ -66,9 +73,7 @@ def _check(url: str, name: str, data: bytes, sha256: str) -> None:
 
 
 def _read(url: str, name: str) -> bytes:
-    fs, path = fsspec.core.url_to_fs(f"{url}/{name}")
     try:
-        data: bytes = fs.cat_file(path)
+        return read_bytes(f"{url}/{name}")
     except FileNotFoundError as error:
         raise AuditError(f"{url} has no {name}; `fovea verify {url}` lists what is missing.") from error
-    return data

@@ -8,14 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
-
-from fsspec import AbstractFileSystem
+from typing import Any, BinaryIO, Final, cast
 
 from shards.codec import sample_sha256
 from shards.errors import SchemaError
-from shards.reader import INFO_FILE, SUCCESS_FILE, check_folder, locate, parse_info, read_file
+from shards.reader import INFO_FILE, SUCCESS_FILE, check_folder, parse_info, read_file
 from shards.schema import SampleRow, ShardRow
+from shards.storage import Place, RangedFile, locate, names_below, size
 from shards.tables import parse_rows
 
 MANIFESTS: Final = tuple(
@@ -66,18 +65,13 @@ class _ShardResult:
 class _Folder:
     """The dataset as files with names relative to it."""
 
-    fs: AbstractFileSystem
-    root: str
+    place: Place
 
     def read(self, name: str) -> bytes | None:
-        return read_file(self.fs, f"{self.root}/{name}")
+        return read_file(self.place / name)
 
     def names(self, folder: str) -> set[str]:
-        path = f"{self.root}/{folder}"
-        if not self.fs.isdir(path):
-            return set()
-        self.fs.invalidate_cache(path)
-        return {entry.rstrip("/").rpartition("/")[2] for entry in self.fs.ls(path, detail=False)}
+        return set(names_below(self.place / folder))
 
 
 def verify(url: str, on_shard: Callable[[ShardRow], None] | None = None) -> VerifyReport:
@@ -93,9 +87,9 @@ def verify(url: str, on_shard: Callable[[ShardRow], None] | None = None) -> Veri
         DatasetNotFoundError: if there is nothing at `url`.
         DatasetUnreadableError: if the file system refuses a manifest; an unreadable shard is a problem.
     """
-    fs, root = locate(url.rstrip("/"))
-    check_folder(fs, root, url)
-    folder = _Folder(fs=fs, root=root)
+    place = locate(url.rstrip("/"))
+    check_folder(place, url)
+    folder = _Folder(place=place)
     manifests = {name: folder.read(f"manifests/{name}") for name in MANIFESTS}
     info, problems = _check_head(folder, url)
     problems += _check_manifests(info.get("manifests"), manifests, folder.names("manifests"))
@@ -224,19 +218,25 @@ def _check_shards(
 
 
 def _check_shard(folder: _Folder, row: ShardRow, samples: Sequence[SampleRow]) -> _ShardResult:
-    path = f"{folder.root}/shards/{row.shard}"
+    place = folder.place / f"shards/{row.shard}"
     try:
-        size = folder.fs.size(path)
-        with folder.fs.open(path, "rb") as file:
-            tape = _Tape(file, size)
+        num_bytes = size(place)
+        with _open(place, num_bytes) as file:
+            tape = _Tape(file, num_bytes)
             in_order = sorted(samples, key=lambda sample: sample.meta_offset)
             damaged = [sample.key for sample in in_order if _read_sha256(tape, sample) != sample.sha256]
             whole = tape.finish()
     except OSError as error:
         return _ShardResult(problems=(Problem(file=f"shards/{row.shard}", what=f"cannot be read: {error}"),))
-    what = _describe(row, size=size, intact=whole == row.sha256, damaged=damaged)
+    what = _describe(row, size=num_bytes, intact=whole == row.sha256, damaged=damaged)
     problems = (Problem(file=f"shards/{row.shard}", what=what),) if what else ()
-    return _ShardResult(problems=problems, bytes=size)
+    return _ShardResult(problems=problems, bytes=num_bytes)
+
+
+def _open(place: Place, num_bytes: int) -> BinaryIO:
+    if place.is_local:
+        return cast("BinaryIO", place.fs.open(place.path, "rb"))
+    return cast("BinaryIO", RangedFile(place, num_bytes, ahead_bytes=BLOCK_BYTES))
 
 
 def _read_sha256(tape: "_Tape", sample: SampleRow) -> str:

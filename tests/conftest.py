@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from shards.schema import (
     content_token_mask,
     shard_name,
 )
+
+pytest_plugins = ["tests.stores.fixtures"]
 
 PROTOCOLS = {
     "heidelberg_spectralis": ("spectralis_ppol_mac_hr_oct", "Macula", "Spectralis", (61, 496, 768)),
@@ -230,3 +232,12 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     Read only: a test that changes a dataset makes its own from samples with a small `shape`.
     """
     return commit_dataset(tmp_path_factory.mktemp("small") / "dataset", (build_sample(number) for number in range(10)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_delays() -> Iterator[None]:
+    """Between attempts at a store: tests that look at the delays themselves say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shards.retries.FIRST_DELAY_S", 0.01)
+        patch.setattr("shards.retries.MAX_DELAY_S", 0.1)
+        yield

@@ -93,7 +93,10 @@ def _claim(root: Path) -> None:
         raise PhantomUsageError(f"{root} is a file; name a new or empty folder for the cohort.")
     if root.exists() and any(root.iterdir()):
         raise PhantomUsageError(f"{root} is not empty; name a new folder for the cohort, or remove what is in it.")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PhantomUsageError(f"{root} cannot be made ({error.strerror}); name another folder.") from error
 
 
 def _write_all(

@@ -28,6 +28,7 @@ from ingest.record import Rejection
 from manifests.audit import audit
 from manifests.reasons import Reason
 from shards.errors import DatasetIncompleteError
+from shards.publish import probe_store
 from shards.reader import open_dataset, read_sample
 from shards.verify import verify
 
@@ -51,6 +52,10 @@ class FlakyStore(LocalFileSystem):
         if "w" in mode:
             self._change()
         return super()._open(path, mode, **choices)
+
+    def rm_file(self, path: Any) -> None:
+        self._change()
+        super().rm_file(path)
 
     def mv(self, *paths: Any, **choices: Any) -> None:
         self._change()
@@ -78,6 +83,9 @@ class InProcess:
 
     probe = staticmethod(probe_file)
     convert = staticmethod(convert_file)
+
+    def start(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -335,6 +343,7 @@ def test_an_interruption_at_every_change_is_seen_by_no_reader_and_mended(
     whole = Path(shutil.copytree(copy, tmp_path / "whole"))
     assert finish_retry(case.job(whole))
     wanted, seen = hashes(whole), []
+    probe_store(f"flaky://{tmp_path}/once")  # the changes that are counted are those of the retry
     for number in range(100):
         broken = Path(shutil.copytree(copy, tmp_path / f"broken-{number}"))
         FlakyStore.changes_left = number
@@ -354,7 +363,7 @@ def test_an_interruption_at_every_change_is_seen_by_no_reader_and_mended(
     keys = [set(rows(case.dataset, "samples.csv")), set(rows(whole, "samples.csv"))]
     assert seen[0] == keys[0]
     assert seen[-1] == keys[1]
-    assert sum(found is None for found in seen) >= 25
+    assert sum(found is None for found in seen) >= 14
     assert all(found is None or found in keys for found in seen)
 
 

@@ -6,6 +6,7 @@ The faults are put into the other process from outside: a `sitecustomize` wraps 
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,3 +219,16 @@ def test_large_files_of_slow_codecs_keep_their_allowance(scan: Any, monkeypatch:
     watch, good = Counting(), scan(MACULA, RLELossless)
     assert isinstance(convert_file(good.encode(), good.path, None, BLOCK6, watch=watch), VolumeRecord)
     assert watch.frames == 2 * len(good.volume)
+
+
+def test_a_default_timeout_of_all_sockets_is_not_the_guards(scan: Any) -> None:
+    """Beam's authentication for Google's services sets one, and a pipe with a timeout ended good files at random."""
+    good, before = scan(MACULA), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)
+    try:
+        with Guard() as guard:
+            for _ in range(2):
+                assert isinstance(guard.probe(io.BytesIO(good.encode()), good.path, None), Probed)
+                time.sleep(0.3)
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,1 @@
+"""Object stores for tests: real servers on this machine, and a proxy before them that misbehaves by plan."""
