@@ -17,11 +17,9 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import fsspec
 import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.options.pipeline_options import PipelineOptions
-from fsspec.asyn import AsyncFileSystem
 
 from beam_jobs.dataflow import build_wheel, complete, is_dataflow, job_name
 from beam_jobs.errors import JobError, JobOptionError
@@ -32,6 +30,8 @@ from beam_jobs.options import IngestJob, beam_options, make_job
 from ingest.geometry import BLOCK6, METHODS
 from ingest.phantom.cohort import write_cohort
 from ingest.phantom.plan import CohortSpec
+from shards.publish import publish
+from shards.storage import exists, locate, names_below, read_bytes
 from tests.beam_jobs.dataflow_service import JOB_ID, NOTE, Service, everything, holds, serve, write_account
 
 SECRET = "canary-of-the-hash-key-5f1c"  # noqa: S105 - not one
@@ -202,17 +202,11 @@ def service(process_state: None, storage: str, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
         monkeypatch.setenv("NO_GCE_CHECK", "true")
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         monkeypatch.setenv("FOVEA_HASH_KEY", SECRET)
         runner = importlib.import_module("apache_beam.runners.dataflow.dataflow_runner")
         hurried = SimpleNamespace(sleep=lambda seconds: time.sleep(0.01 * seconds), time=time.time)
         monkeypatch.setattr(runner, "time", hurried)
-        store = fsspec.get_filesystem_class("gs")
-        # The emulator has no moveTo; gcsfs copies instead, but only after half a minute of attempts.
-        monkeypatch.setattr(store, "_mv_file", AsyncFileSystem._mv_file)
-        store.clear_instance_cache()
         yield found
-        store.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
@@ -225,11 +219,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bucket(service: Service, cohort: Path, request: pytest.FixtureRequest) -> str:
     """SOURCE in the bucket, under a name of the test's own."""
-    fs, _ = fsspec.core.url_to_fs("gs://bkt-123")
-    root = f"bkt-123/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
+    root = f"gs://bkt-123/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
     for path in sorted(path for path in cohort.rglob("*") if path.is_file()):
-        fs.pipe_file(f"{root}/in/{path.relative_to(cohort)}", path.read_bytes())
-    return f"gs://{root}"
+        publish(f"{root}/in/{path.relative_to(cohort)}", path.read_bytes())
+    return root
 
 
 def words_of(service: Service, *more: str) -> list[str]:
@@ -245,7 +238,6 @@ def submit(service: Service, bucket: str) -> Callable[..., Any]:
     return run
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp, of gcsfs's own uploads
 def test_the_staged_graph_alone_gives_the_dataset_of_a_local_run(
     service: Service, bucket: str, submit: Callable[..., Any], cohort: Path, tmp_path: Path, wheel: Path
 ) -> None:
@@ -253,8 +245,8 @@ def test_the_staged_graph_alone_gives_the_dataset_of_a_local_run(
     service.works = True
     result = submit(f"--extra_package={wheel}", "--labels=team=eye")
     run_ingest(make_job(str(cohort), str(tmp_path / "d"), geometry="block6"), beam_options([], num_workers=1))
-    fs, _ = fsspec.core.url_to_fs(bucket)
-    there = {path.partition("/out/")[2]: fs.cat_file(path) for path in fs.find(f"{bucket}/out")}
+    out = locate(f"{bucket}/out")
+    there = {name: read_bytes(out / name, num_bytes) for name, num_bytes in names_below(out).items()}
     here = {str(path.relative_to(tmp_path / "d")): path for path in (tmp_path / "d").rglob("*") if path.is_file()}
     assert there.keys() == here.keys()
     assert there["manifests/sources.csv"].decode() == here["manifests/sources.csv"].read_bytes().decode()
@@ -362,8 +354,7 @@ def test_the_command_follows_a_job_and_ends_with_its_code(
 def test_a_dry_run_sends_nothing_and_writes_nothing(
     service: Service, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fs, _ = fsspec.core.url_to_fs(bucket)
-    staged = fs.find("gs://bkt-123/tmp")
+    staged = names_below("gs://bkt-123/tmp")
     words = ["fovea", "ingest", f"{bucket}/in", f"{bucket}/out", "--dry-run", "--json", *words_of(service)]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as caught:
@@ -374,9 +365,8 @@ def test_a_dry_run_sends_nothing_and_writes_nothing(
     assert found["fleet"]["machine"]["name"] == "n2-standard-4"
     assert found["dollars"] >= 0
     assert not service.requests
-    fs.invalidate_cache()
-    assert not fs.exists(f"{bucket}/out")
-    assert staged == fs.find("gs://bkt-123/tmp")
+    assert not exists(f"{bucket}/out")
+    assert staged == names_below("gs://bkt-123/tmp")
 
 
 def test_without_a_checkout_the_wheel_must_be_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
