@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import gcs, s3
 from shards.clients import Client, Fingerprint, PlainClient
 from shards.errors import AddressError
-from shards.retries import PassingFaultError, StoreError, retrying
+from shards.retries import PassingFaultError, StoreError, retrying, status_of
 
 SILENCE_S: Final = 30.0
 """A server that sends nothing for so long is asked again."""
@@ -34,6 +34,8 @@ AHEAD_BYTES: Final = 2**20
 """A header and the small reads around it cost one request."""
 
 REMOVERS: Final = 8
+
+RANGE_NOT_SATISFIABLE: Final = 416
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +250,8 @@ def _read_some(place: Place, start: int, stop: int) -> bytes:
     """As the store gives them; a range behind the end is an error for some stores, and nothing for others."""
     try:
         return place.client.read(place.path, start, stop)
-    except OSError as error:
-        if "416" in str(error) or "InvalidRange" in f"{error}{error.__cause__}":
+    except Exception as error:
+        if status_of(error) == RANGE_NOT_SATISFIABLE:
             return b""
         raise
 

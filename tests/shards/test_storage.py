@@ -188,7 +188,7 @@ def test_a_store_that_refuses(store: Store, open_store: Callable[..., Store]) ->
     forbidding = open_store(store.url.partition(":")[0], Rule.FORBID)
     for ask in (exists, list_files, read_bytes, lambda url: read_range(url, 0, 4)):
         with pytest.raises(PermissionError):
-            ask(f"{forbidding.url}/file")
+            ask(f"{forbidding.url}/InvalidRange-416")  # a name is no status
     assert forbidding.proxy.attempts.total() == 4
 
 
