@@ -55,7 +55,7 @@ fuzz: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py all
 
-# The guard's cost on good full-size files: docs/reliability.md (about 3 minutes).
+# The guard's cost on good full-size files: docs/reliability.md (about 5 minutes).
 guard-cost: $(STAMP)
 	$(BIN)/python benchmarks/guard.py
 

@@ -121,18 +121,11 @@ def check_rows(tables: Tables | Columns) -> None:
 
 def remove_strays(job: IngestJob, committed: Collection[str]) -> None:
     """Shards and half-written files of an earlier, interrupted run are no part of this dataset."""
-    for folder in ("shards", "manifests"):
-        for name in names_below(f"{job.dataset}/{folder}"):
-            if name not in committed:
-                remove(f"{job.dataset}/{folder}/{name}")
-    for name in _names_in(job.dataset):
-        if name.startswith(HALF_WRITTEN):
+    kept = {f"shards/{name}" for name in committed}
+    for name in names_below(job.dataset):
+        in_rooms = name.startswith(("shards/", "manifests/"))
+        if (in_rooms and name not in kept) or ("/" not in name and name.startswith(HALF_WRITTEN)):
             remove(f"{job.dataset}/{name}")
-
-
-def _names_in(url: str) -> list[str]:
-    """Files right in a folder."""
-    return [name for name in names_below(url) if "/" not in name]
 
 
 def clear_staging(job: IngestJob) -> None:

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from beam_jobs.retry import TWIN_PREFIX, VALID, canonical, spelled
+from beam_jobs.retry import TWIN_PREFIX, VALID, canonical
 from beam_jobs.rows import STATUS
 from ingest.reader import MEMBER_MARK
+from manifests.columns import spelled
 from manifests.committed import Tables
 from manifests.reasons import Reason
 from manifests.rows import SourceRow

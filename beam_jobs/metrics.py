@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
+from manifests.columns import spelled
 from manifests.rows import SourceRow
 from shards.schema import DEVICES
 from shards.storage import open_file
@@ -152,8 +153,7 @@ def row_numbers(dataset: str, paths: Iterable[str]) -> dict[str, int]:
     """
     with open_file(f"{dataset}/manifests/sources.parquet") as file:
         column = pq.read_table(file, columns=["path"]).column("path")
-    spelled = {path: path.encode("utf-8", "backslashreplace").decode() for path in paths}
-    found = {path: pc.index(column, name).as_py() for path, name in spelled.items()}
+    found = {path: pc.index(column, spelled(path)).as_py() for path in paths}
     return {path: index + 1 for path, index in found.items() if index >= 0}
 
 

@@ -12,12 +12,12 @@ import apache_beam as beam
 
 from beam_jobs.options import IngestJob
 from beam_jobs.pack import Tools, staging_url
-from beam_jobs.retry import spelled
 from beam_jobs.transforms import Guarded
 from ingest.errors import IngestError
 from ingest.record import Rejection
 from ingest.source import discover
 from manifests.cohort import Participant
+from manifests.columns import spelled
 from manifests.committed import Tables
 from manifests.plan import ManifestRow
 from manifests.rows import SourceRow

@@ -16,6 +16,7 @@ from beam_jobs.options import IngestJob
 from beam_jobs.transforms import SETTLED, shards_of
 from ingest.reader import MEMBER_MARK
 from ingest.source import COHORT_ROOT, discover, is_candidate
+from manifests.columns import spelled
 from manifests.committed import Committed, read_committed
 from manifests.plan import Element, ShardPlan
 from manifests.reasons import Reason
@@ -56,11 +57,6 @@ def retry_job(job: IngestJob) -> IngestJob:
 def is_retryable(row: SourceRow) -> bool:
     """Whether another look at the file may end otherwise, without anybody changing it."""
     return row.reason is not None and Reason(row.reason).info.retryable
-
-
-def spelled(path: str) -> str:
-    """A path as the manifests spell it: names that are not UTF-8 have escapes there."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def canonical(path: str) -> str:

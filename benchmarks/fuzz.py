@@ -5,11 +5,12 @@ cores.
 """
 
 import argparse
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from reliability import clean, corpus, job, limits, mutations, truncations
+from reliability.report import run_each
 
 TARGETS = ("mutations", "job", "truncations", "clean", "limits", "corpus")
 
@@ -41,19 +42,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     others = targets.add_parser("corpus", help="files that others made")
     others.add_argument("--folder", type=Path, action="append", default=[], help="more of them")
     others.set_defaults(run=corpus.run)
-    targets.add_parser("all", help="every target in turn").set_defaults(run=run_all)
+    targets.add_parser("all", help="every target in turn").set_defaults(run=partial(run_each, TARGETS))
     return parser.parse_args(words)
-
-
-def run_all(options: argparse.Namespace) -> int:
-    """Every target as it is by default, whatever became of the one before."""
-    status = 0
-    for target in TARGETS:
-        print(f"## {target}\n", flush=True)
-        words = [sys.executable, __file__, "--processes", str(options.processes), target]
-        status |= subprocess.run(words, check=False).returncode
-        print(flush=True)
-    return status
 
 
 def main() -> int:

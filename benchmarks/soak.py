@@ -5,11 +5,11 @@ two cores.
 """
 
 import argparse
-import subprocess
 import sys
-import time
+from functools import partial
 
 from durability import determinism, flips, growth, kills, races, stores
+from reliability.report import run_each
 
 TARGETS = ("determinism", "kills", "races", "flips", "stores", "growth")
 
@@ -40,20 +40,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     grown = targets.add_parser("growth", help="--append of a tenth more files")
     grown.add_argument("--participants", type=int, default=4)
     grown.set_defaults(run=growth.run_target)
-    targets.add_parser("all", help="every target in turn").set_defaults(run=run_all)
+    targets.add_parser("all", help="every target in turn").set_defaults(run=partial(run_each, TARGETS))
     return parser.parse_args(words)
-
-
-def run_all(options: argparse.Namespace) -> int:
-    """Every target as it is by default, whatever became of the one before."""
-    status = 0
-    for target in TARGETS:
-        print(f"## {target}\n", flush=True)
-        started = time.monotonic()
-        words = [sys.executable, __file__, "--processes", str(options.processes), "--seed", str(options.seed), target]
-        status |= subprocess.run(words, check=False).returncode
-        print(f"{time.monotonic() - started:.0f} s.\n", flush=True)
-    return status
 
 
 def main() -> int:

@@ -4,14 +4,14 @@ The path is matched by structure, never by one site's ids or one release's proto
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final, cast
 
 from pydicom.dataset import Dataset
 
 from ingest.errors import IngestError
+from ingest.faults import Faults
 from ingest.fields import groups, text, texts
 from ingest.record import Identity
 from manifests.plan import ManifestRow
@@ -87,7 +87,7 @@ def path_identity(path: str) -> PathIdentity:
         IngestError: PARTICIPANT_PATH_MISMATCH or DEVICE_PATH_MISMATCH when folder and file name disagree.
     """
     found = read_path(path)
-    _raise_first(found.conflicts)
+    Faults(found.conflicts).raise_first()
     return found
 
 
@@ -176,18 +176,18 @@ def identify(dataset: Dataset, path: str, manifest: ManifestRow | None) -> Ident
             LATERALITY_MISSING_OR_CONFLICT: of all that apply, the first in the order of the reason codes.
     """
     by_path = read_path(path)
-    faults = list(by_path.conflicts)
-    with _collected(faults):
+    faults = Faults(by_path.conflicts)
+    with faults.collect():
         uid = check_uid(dataset)
-    with _collected(faults):
+    with faults.collect():
         participant_id = agreed_participant(dataset, by_path)
-    with _collected(faults):
+    with faults.collect():
         device = agreed_device(dataset, by_path)
-    with _collected(faults):
+    with faults.collect():
         laterality = agreed_laterality(dataset, by_path)
-    with _collected(faults):
+    with faults.collect():
         model = model_name(dataset)
-    _raise_first(faults)
+    faults.raise_first()
     return Identity(
         participant_id=participant_id,
         device=device,
@@ -197,21 +197,6 @@ def identify(dataset: Dataset, path: str, manifest: ManifestRow | None) -> Ident
         laterality=laterality,
         sop_instance_uid=uid,
     )
-
-
-@contextmanager
-def _collected(faults: list[IngestError]) -> Iterator[None]:
-    """One check among several: what it finds may not hide what a later one finds."""
-    try:
-        yield
-    except IngestError as error:
-        faults.append(error)
-
-
-def _raise_first(faults: Iterable[IngestError]) -> None:
-    first = min(faults, key=lambda fault: fault.reason.precedence, default=None)
-    if first is not None:
-        raise first
 
 
 def check_uid(dataset: Dataset) -> str:

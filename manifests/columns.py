@@ -48,7 +48,7 @@ def _plain(hint: Any) -> type:
 
 
 def spelled(text: str) -> str:
-    """Lone surrogates (undecodable file names) have no UTF-8 form."""
+    """Text as the manifests hold it: lone surrogates (names of files that are not UTF-8) have escapes there."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

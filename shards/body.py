@@ -5,32 +5,38 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import BinaryIO, Final, Self
 
 HASH_BLOCK_BYTES: Final = 4 * 2**20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Body:
     """The bytes of an object; an open file is read as often as needed, from its beginning to its end."""
 
     stream: BinaryIO = field(repr=False)
     size: int
     sha256: str
-    md5: bytes = field(repr=False)
 
     @classmethod
     def of(cls, data: bytes | BinaryIO) -> Self:
-        """Read `data` once for its size and checksums."""
+        """Read `data` once for its size and sha256."""
         stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        size = 0
+        sha256, size = hashlib.sha256(), 0
         stream.seek(0)
         while block := stream.read(HASH_BLOCK_BYTES):
             sha256.update(block)
-            md5.update(block)
             size += len(block)
-        return cls(stream=stream, size=size, sha256=sha256.hexdigest(), md5=md5.digest())
+        return cls(stream=stream, size=size, sha256=sha256.hexdigest())
+
+    @cached_property
+    def md5(self) -> bytes:
+        """Only buckets ask for it: one more reading of the stream, which a disk is spared."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for part in self.parts(HASH_BLOCK_BYTES):
+            digest.update(part)
+        return digest.digest()
 
     @property
     def md5_base64(self) -> str:

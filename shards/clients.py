@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -10,6 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 from shards.body import Body
 
 Page = Mapping[str, int]
+
+CONNECT_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,3 +83,9 @@ class PlainClient:
         if type(self.fs) is LocalFileSystem:
             raise TypeError("files on a disk are published by rename")
         self.fs.pipe_file(path, body.part(0, body.size))
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """The bucket, and the name of an object in it."""
+    bucket, _, name = path.partition("/")
+    return bucket, name

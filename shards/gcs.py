@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shards.body import Body
-from shards.clients import Client, Fingerprint, Page
+from shards.clients import CONNECT_TIMEOUT_S, Client, Fingerprint, Page, split_path
 from shards.retries import PassingFaultError, retrying
 
-CONNECT_TIMEOUT_S: Final = 10.0
 PART_BYTES: Final = 16 * 2**20
 """Of a resumable upload: a multiple of its granularity, and little enough to send again."""
 
@@ -48,7 +47,7 @@ class GcsClient:
     fs: Any
 
     def stat(self, path: str) -> Fingerprint | None:
-        bucket, name = _split(path)
+        bucket, name = split_path(path)
         try:
             resource = self.fs.call("GET", "b/{}/o/{}", bucket, name, json_out=True)
         except FileNotFoundError:
@@ -58,7 +57,7 @@ class GcsClient:
         return Fingerprint(bytes=int(resource["size"]), checksum=checksum)
 
     def list_page(self, path: str, token: str | None) -> tuple[Page, str | None]:
-        bucket, prefix = _split(path)
+        bucket, prefix = split_path(path)
         answer = self.fs.call(
             "GET",
             "b/{}/o",
@@ -77,7 +76,7 @@ class GcsClient:
         return data
 
     def remove(self, path: str) -> None:
-        self.fs.call("DELETE", "b/{}/o/{}", *_split(path))
+        self.fs.call("DELETE", "b/{}/o/{}", *split_path(path))
 
     def upload(self, path: str, body: Body, *, create: bool) -> None:
         upload = _Upload(self.fs, path, body, create=create)
@@ -115,7 +114,7 @@ class _Upload:
         self._put(part, f"bytes {self._offset}-{last}/{self._body.size}" if part else "bytes */0")
 
     def _start(self) -> str:
-        bucket, name = _split(self._path)
+        bucket, name = split_path(self._path)
         headers, _ = self._fs.call(
             "POST",
             f"{self._fs._location}/upload/storage/v1/b/{_quoted(bucket)}/o",
@@ -145,11 +144,6 @@ def _kept_bytes(header: str | None) -> int:
     """Of `bytes=0-524287`; no header: nothing yet."""
     kept = int(header.rpartition("-")[2]) + 1 if header else 0
     return kept // GRANULARITY_BYTES * GRANULARITY_BYTES
-
-
-def _split(path: str) -> tuple[str, str]:
-    bucket, _, name = path.partition("/")
-    return bucket, name
 
 
 def _quoted(text: str) -> str:

@@ -87,8 +87,10 @@ def _is_same(place: Place, there: Fingerprint, body: Body, *, replace: bool) -> 
     Raises:
         ContentConflictError: if it has others, which shall not be replaced.
     """
-    if there.bytes == body.size and (there.checksum == body.checksum or sha256(place) == body.sha256):
-        return True
+    if there.bytes == body.size:
+        by_checksum = there.checksum is not None and there.checksum == body.checksum
+        if by_checksum or sha256(place) == body.sha256:
+            return True
     if replace:
         return False
     raise ContentConflictError(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shards.body import Body
-from shards.clients import Client, Fingerprint, Page
+from shards.clients import CONNECT_TIMEOUT_S, Client, Fingerprint, Page, split_path
 from shards.retries import PassingFaultError, retrying
 
-CONNECT_TIMEOUT_S: Final = 10.0
 PART_BYTES: Final = 16 * 2**20
 MAX_PARTS: Final = 10_000
 SMALLEST_PART_BYTES: Final = 5 * 2**20
@@ -63,7 +62,7 @@ class S3Client:
         return Fingerprint(bytes=int(head["ContentLength"]), checksum=checksum)
 
     def list_page(self, path: str, token: str | None) -> tuple[Page, str | None]:
-        bucket, prefix = _split(path)
+        bucket, prefix = split_path(path)
         after = {"ContinuationToken": token} if token else {}
         answer = self.fs.call_s3(
             "list_objects_v2",
@@ -136,7 +135,7 @@ class S3Client:
             return
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         answer = self.fs.call_s3(method, Bucket=bucket, Key=key, timeout=self.request_s, **arguments)
         if answer is None:
             raise PassingFaultError(f"s3://{path}: the answer to {method} was empty.")
@@ -145,8 +144,3 @@ class S3Client:
 
 def _md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-def _split(path: str) -> tuple[str, str]:
-    bucket, _, key = path.partition("/")
-    return bucket, key

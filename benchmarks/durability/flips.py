@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import random
 import shutil
 from collections import Counter
@@ -93,7 +94,7 @@ def _damaged(
     stock = _stock(file) != before[file] if file in before and bad is not None else None
     noticed = None if stock is None else _stock(file).startswith("error")
     file.write_bytes(good)
-    shutil.os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     return Damage(kind=kind, file=file.name, named=named, noticed_by_stock=noticed)
 
 

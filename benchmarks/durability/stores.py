@@ -82,7 +82,7 @@ def _in_store(protocol: str, share: float, source: Path, geometry: str, options:
 
 @contextmanager
 def _store(protocol: str) -> Iterator[tuple[str, Mapping[str, str], "object"]]:
-    from tests.stores.fixtures import _environment as store_environment
+    from tests.stores.fixtures import environment_of
     from tests.stores.proxy import proxied
     from tests.stores.rules import Rule
     from tests.stores.servers import gcs_server, make_bucket, s3_server
@@ -91,7 +91,7 @@ def _store(protocol: str) -> Iterator[tuple[str, Mapping[str, str], "object"]]:
     with start() as server, proxied(server, rule=Rule.KEEP) as proxy:
         bucket = f"soak-{uuid.uuid4().hex[:8]}"
         make_bucket(protocol, server, bucket)
-        yield f"{protocol}://{bucket}", store_environment(protocol, proxy.url), proxy
+        yield f"{protocol}://{bucket}", environment_of(protocol, proxy.url), proxy
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """How a target reports: a table in Markdown, then its promises, each kept or broken."""
 
+import argparse
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -66,3 +70,15 @@ def in_processes(
 def chunks(count: int, size: int) -> list[range]:
     """`range(count)` in pieces."""
     return [range(start, min(count, start + size)) for start in range(0, count, size)]
+
+
+def run_each(targets: Iterable[str], options: argparse.Namespace) -> int:
+    """Every target of the running script as it is by default, whatever became of the one before."""
+    given = [f"--{name}={value}" for name, value in vars(options).items() if name in {"processes", "seed"}]
+    status = 0
+    for target in targets:
+        print(f"## {target}\n", flush=True)
+        started = time.monotonic()
+        status |= subprocess.run([sys.executable, sys.argv[0], *given, target], check=False).returncode
+        print(f"{time.monotonic() - started:.0f} s.\n", flush=True)
+    return status

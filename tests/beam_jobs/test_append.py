@@ -18,7 +18,6 @@ from beam_jobs.launch import IngestResult, check_start, run_ingest
 from beam_jobs.options import IngestJob, beam_options, make_job
 from beam_jobs.retry import count_changes, scope_of
 from fovea.cli import build_app
-from ingest.convert import convert_file, probe_file
 from ingest.phantom.cohort import write_cohort
 from ingest.phantom.plan import CohortSpec
 from manifests.audit import audit
@@ -26,22 +25,10 @@ from manifests.reasons import Reason
 from manifests.rows import SourceRow
 from shards.reader import open_dataset, read_sample
 from shards.verify import verify
+from tests.in_process import InProcess
 
 COMER = "7015"
 """The participant who is in the grown cohort only."""
-
-
-class InProcess:
-    """What `Guard` does, without a process that takes a second to start."""
-
-    probe = staticmethod(probe_file)
-    convert = staticmethod(convert_file)
-
-    def start(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner
 
 from beam_jobs.commit_retry import finish_retry
@@ -21,7 +20,7 @@ from beam_jobs.errors import JobError, JobOptionError
 from beam_jobs.launch import IngestResult, check_start, run_ingest
 from beam_jobs.options import IngestJob, beam_options, make_job
 from fovea.cli import build_app
-from ingest.convert import convert_file, probe_file
+from ingest.convert import convert_file
 from ingest.phantom.cohort import write_cohort
 from ingest.phantom.plan import CohortSpec
 from ingest.record import Rejection
@@ -31,64 +30,10 @@ from shards.errors import DatasetIncompleteError
 from shards.publish import probe_store
 from shards.reader import open_dataset, read_sample
 from shards.verify import verify
+from tests.in_process import InProcess
+from tests.stores.flaky import FlakyStore
 
 OCT, AGAIN = "retinal_oct/structural_oct", "retinal_oct/again"
-
-
-class FlakyStore(LocalFileSystem):
-    """A store that does not give some files, and stops at the n-th change: as root, permissions prove nothing."""
-
-    protocol = "flaky"
-    unreadable: frozenset[str] = frozenset()
-    changes_left: int | None = None
-
-    @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
-        return super()._strip_protocol(str(path).removeprefix("flaky://"))
-
-    def _open(self, path: str, mode: str = "rb", **choices: Any) -> Any:
-        if "r" in mode and any(path.endswith(name) for name in FlakyStore.unreadable):
-            raise OSError(5, "the store is away", path)
-        if "w" in mode:
-            self._change()
-        return super()._open(path, mode, **choices)
-
-    def rm_file(self, path: Any) -> None:
-        self._change()
-        super().rm_file(path)
-
-    def mv(self, *paths: Any, **choices: Any) -> None:
-        self._change()
-        super().mv(*paths, **choices)
-
-    def rm(self, path: Any, recursive: bool = False, **choices: Any) -> None:
-        try:
-            self._change()
-        except OSError:
-            if recursive:  # a folder goes file by file: the worst is that a mark stays and what it stands for is gone
-                for file in Path(path).rglob("*.*"):
-                    file.unlink()
-            raise
-        super().rm(path, recursive, **choices)
-
-    def _change(self) -> None:
-        if FlakyStore.changes_left is not None:
-            FlakyStore.changes_left -= 1
-            if FlakyStore.changes_left < 0:
-                raise OSError(5, "the store went away")
-
-
-class InProcess:
-    """What `Guard` does, without a process that takes a second to start."""
-
-    probe = staticmethod(probe_file)
-    convert = staticmethod(convert_file)
-
-    def start(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Defective(InProcess):

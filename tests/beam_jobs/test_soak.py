@@ -49,6 +49,12 @@ def test_verify_finds_and_names_all_damage() -> None:
     assert flips.run_target(options(flips=30, cuts=15)) == 0
 
 
+def test_a_dataset_that_grows_keeps_every_shard() -> None:
+    from durability import growth
+
+    assert growth.run_target(options(participants=2)) == 0
+
+
 def test_a_reader_that_sees_a_dataset_too_early_would_be_noticed(tmp_path: Path) -> None:
     from durability.kills import _opens
 

@@ -16,7 +16,7 @@ from beam_jobs.launch import run_ingest
 from beam_jobs.options import beam_options, make_job
 from beam_jobs.repair import repair
 from fovea.cli import build_app
-from ingest.convert import convert_file, probe_file
+from ingest.convert import convert_file
 from ingest.phantom.cohort import write_cohort
 from ingest.phantom.plan import CohortSpec
 from manifests.committed import read_committed
@@ -24,19 +24,7 @@ from manifests.mend import mend
 from manifests.rows import SourceRow
 from manifests.store import commit
 from shards.verify import MANIFESTS, verify
-
-
-class InProcess:
-    """What `Guard` does, without a process that takes a second to start."""
-
-    probe = staticmethod(probe_file)
-    convert = staticmethod(convert_file)
-
-    def start(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+from tests.in_process import InProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,8 @@ def s3_process() -> Iterator[str]:
         yield url
 
 
-def _environment(protocol: str, endpoint: str) -> dict[str, str]:
+def environment_of(protocol: str, endpoint: str) -> dict[str, str]:
+    """What leads the clients of a protocol to the server at `endpoint`."""
     if protocol == "gs":
         return {"STORAGE_EMULATOR_HOST": endpoint}
     return {"AWS_ENDPOINT_URL": endpoint, **AWS}
@@ -65,7 +66,7 @@ def open_store(
         def make(protocol: str, rule: Rule = Rule.KEEP) -> Store:
             server = request.getfixturevalue("gcs_process" if protocol == "gs" else "s3_process")
             proxy = opened.enter_context(proxied(server, rule=rule))
-            env = _environment(protocol, proxy.url)
+            env = environment_of(protocol, proxy.url)
             for name in {"AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS"} & os.environ.keys():
                 monkeypatch.delenv(name)
             for name, value in env.items():
