@@ -1,5 +1,6 @@
 """Addresses of files, on a disk or in a bucket, and reading them: bounded retries, and no short read goes unseen."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -213,16 +214,22 @@ def remove(where: str | Place) -> None:
 
 
 def remove_tree(where: str | Place) -> None:
-    """Remove every file below a folder, and the folder where it is more than a name."""
+    """Remove every file below a folder, and the folder where it is more than a name.
+
+    What another process removes meanwhile is removed. What it adds meanwhile may stay, and its folder then.
+    """
     place = _placed(where)
-    if isinstance(place.client, PlainClient):
-        if place.fs.exists(place.path):
-            place.fs.rm(place.path, recursive=True)
-        return
-    root = locate(f"{place.protocol}://{place.path}")
-    names = [path[len(root.path) + 1 :] for path in list_files(root)]
     with ThreadPoolExecutor(REMOVERS) as pool:
-        list(pool.map(lambda name: remove(root / name), names))
+        list(pool.map(lambda name: remove(place / name), names_below(place)))
+    if isinstance(place.client, PlainClient):
+        _remove_folders(place)
+
+
+def _remove_folders(place: Place) -> None:
+    folders = [folder for folder, _, _ in place.fs.walk(place.path)]
+    for folder in sorted(folders, reverse=True):  # the innermost first
+        with contextlib.suppress(OSError):
+            place.fs.rmdir(folder)
 
 
 def read_range(where: str | Place, start: int, size: int) -> bytes:

@@ -218,6 +218,14 @@ def test_listing_and_removing(folder: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert exists(f"{folder}-other/file")
 
 
+def test_several_may_remove_a_folder_at_once(folder: str) -> None:
+    for number in range(40):
+        publish(f"{folder}/{number % 7}/{number}", b"")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(remove_tree, [folder, f"{folder}/", f"{folder}/3", folder]))
+    assert not exists(folder)
+
+
 def test_pages_of_a_gcs_listing() -> None:
     class Pages:
         """The emulator gives all at once; the API gives a token."""
