@@ -34,10 +34,13 @@ def command(
     from fovea.console import print_json, say
     from shards.reader import open_dataset
     from train.loop import pretrain
+    from train.ranks import Ranks
     from train.recorder import Listener
 
     speak = _whisper if json else say
     summary = pretrain(chosen, open_dataset(data), out, Listener(row=Rows(chosen.train.max_steps, speak), say=speak))
+    if not Ranks.from_environment().is_first:
+        return
     if json:
         print_json({"out": str(out), **summary})
     else:

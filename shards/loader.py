@@ -1,56 +1,113 @@
-"""Samples as a torch `IterableDataset`; the only module of this room that knows torch."""
+"""Samples of a training run, read ahead by worker processes; the only module of this room that knows torch."""
 
+import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from shards.reader import Dataset, Order, iterate
+from shards.errors import ShardError
+from shards.order import Place, RunOrder
+from shards.reader import Dataset, read_sample
 from shards.schema import Sample, SampleMeta
 
+READ_AHEAD: Final = 2
+"""Samples that each worker holds ready."""
 
-class SampleStream(IterableDataset[Sample]):
-    """Typed samples of a dataset in a seeded order, shared out over ranks and `DataLoader` workers.
+Read = tuple[Place, SampleMeta, Tensor]
 
-    Volumes stay in stored units: the training loop normalises them on its device with `meta.intensity`.
-    `load` reads it with worker processes; a `DataLoader` of one's own needs `batch_size=None`, or a `collate_fn`
-    that says what becomes of the metadata.
+
+class Loader:
+    """One rank's part of each batch of a run, in the run's order, for ever.
+
+    The sequence does not depend on the number of workers. `state_dict` is a number, so a stopped run goes on anywhere
+    in an epoch without reading what it has used, and it may be given to a run of other ranks and workers. Volumes stay
+    in stored units: the training loop normalises them on its device. With workers, one loader a process: they are
+    forked, and a fork must not hold another loader's.
     """
 
-    def __init__(self, dataset: Dataset, order: Order) -> None:
-        """Stream `dataset`; `order` gives seed, epoch, rank and world size, the loader its workers."""
-        self.dataset = dataset
-        self.order = order
-        # Persistent workers keep a copy of this object; shared memory lets them see the next epoch.
-        self._epoch = torch.tensor(order.epoch).share_memory_()  # type: ignore[no-untyped-call]
+    def __init__(self, dataset: Dataset, order: RunOrder, *, workers: int = 0, start: int = 0) -> None:
+        """Begin after `start` samples of the run, a whole number of batches; without workers it reads when asked."""
+        self._dataset = dataset
+        self._order = order
+        self._workers = workers
+        self._start = start
+        self._ahead: Iterator[tuple[Place, Sample]] | None = None
 
-    def set_epoch(self, epoch: int) -> None:
-        """The order of the next iteration, in this process and in persistent workers."""
-        self._epoch.fill_(epoch)
+    def batch(self) -> Iterator[tuple[Place, Sample]]:
+        """Our part of the next batch. One that is left before its end comes again.
 
-    def __iter__(self) -> Iterator[Sample]:
-        order = replace(self.order, epoch=int(self._epoch))
-        worker = get_worker_info()
-        if worker is not None:
-            order = replace(order, worker=worker.id, num_workers=worker.num_workers)
-        return iterate(self.dataset, order)
+        Raises:
+            ShardError: if a sample cannot be read, or its bytes are not those of the sample.
+        """
+        ahead = self._ahead or _read(self._dataset, self._order.places(self._start), self._workers)
+        self._ahead = None
+        for _ in self._order.slots:
+            yield next(ahead)
+        self._start += self._order.batch
+        self._ahead = ahead
+
+    def state_dict(self) -> dict[str, int]:
+        """How many samples the run has used, over all ranks, in whole batches."""
+        return {"samples": self._start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self._start, self._ahead = state["samples"], None
+
+    def close(self) -> None:
+        """End the readers; the next batch starts new ones."""
+        self._ahead = None
 
 
-def load(stream: SampleStream, *, num_workers: int = 0) -> Iterator[Sample]:
-    """Read one epoch with worker processes; 0 reads in this one.
-
-    Volumes cross over in shared memory: as arrays they would go through a pipe, which takes 2.5 times as long.
-    """
-    if num_workers == 0:
-        yield from stream
-        return
-    # Without a batch size collate_fn takes single samples, which its annotation does not say.
-    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=_to_share)  # type: ignore[arg-type]
-    for meta, volume in loader:
-        yield Sample(meta=meta, volume=volume.numpy())
+def _read(dataset: Dataset, places: Iterator[Place], workers: int) -> Iterator[tuple[Place, Sample]]:
+    """Samples by their places. It holds no loader: what readers it has end with the last reference to it."""
+    if workers == 0:
+        for place in places:
+            yield place, read_sample(dataset, place.row)
+    for read in _read_ahead(dataset, places, workers):
+        if isinstance(read, ShardError):
+            raise read
+        place, meta, volume = read
+        yield place, Sample(meta=meta, volume=volume.numpy())
 
 
-def _to_share(sample: Sample) -> tuple[SampleMeta, Tensor]:
-    return sample.meta, torch.from_numpy(sample.volume)
+def _read_ahead(dataset: Dataset, places: Iterator[Place], workers: int) -> Iterator[Read | ShardError]:
+    return iter(
+        DataLoader(
+            _Samples(dataset),
+            batch_size=None,
+            sampler=places,
+            num_workers=workers,
+            prefetch_factor=READ_AHEAD,
+            collate_fn=_as_is,  # type: ignore[arg-type]  # of single samples, which its annotation does not say
+            worker_init_fn=_leave_signals,
+        )
+    )
+
+
+class _Samples(TorchDataset[Read | ShardError]):
+    """Samples by their places, as tensors: these cross to another process in shared memory, arrays through a pipe."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, place: Place) -> Read | ShardError:
+        try:
+            sample = read_sample(self._dataset, place.row)
+        except ShardError as error:
+            return error  # raised as it is in the run's own process, where torch would put a traceback into its text
+        return place, sample.meta, torch.from_numpy(sample.volume)
+
+
+def _as_is(read: Read | ShardError) -> Read | ShardError:
+    return read
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C is the run's to answer; SIGTERM ends a reader, also where the run that it was forked from catches it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

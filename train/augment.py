@@ -3,6 +3,7 @@
 Draws depend on (seed, epoch, key) alone. Shapes: B volumes, D H W voxels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from shards.schema import Box, Sample, Volume
 from train.config import AugmentConfig
-from train.seeding import generator
+from train.device import Device
+from train.seeding import fold, generator
 
 
 def shift_sample(sample: Sample, config: AugmentConfig, seed: int, epoch: int) -> Sample:
@@ -45,12 +47,18 @@ def shift_box(box: Box, shift: tuple[int, ...], shape: tuple[int, ...]) -> Box:
     return d, h, w
 
 
-def jitter(x_BDHW: Tensor, config: AugmentConfig, keys: list[str], seed: int, epochs: list[int]) -> Tensor:
-    """Contrast and brightness of each volume, and noise from the device's generator."""
+def jitter(
+    x_BDHW: Tensor, config: AugmentConfig, keys: Sequence[str], seed: int, epochs: Sequence[int], device: Device
+) -> Tensor:
+    """Contrast, brightness and noise of each volume."""
     if not (config.gain or config.offset or config.noise):
         return x_BDHW
     rngs = [generator(seed, "intensity", epoch, key) for epoch, key in zip(epochs, keys, strict=True)]
     draws = np.array([rng.uniform(-1, 1, size=2) for rng in rngs], dtype=np.float32)
     gain_B, offset_B = torch.from_numpy(draws).to(x_BDHW.device).unbind(1)
     scaled = x_BDHW * (1 + config.gain * gain_B)[:, None, None, None] + config.offset * offset_B[:, None, None, None]
-    return scaled + config.noise * torch.randn_like(x_BDHW) if config.noise else scaled
+    if not config.noise:
+        return scaled
+    shape = x_BDHW.shape[1:]
+    seeds = [fold(seed, "noise", epoch, key) for epoch, key in zip(epochs, keys, strict=True)]
+    return scaled + config.noise * torch.stack([device.normal(shape, one) for one in seeds])

@@ -66,7 +66,8 @@ def save_checkpoint(
     try:
         _write_files(temporary, state, recipe, dataset_sha256)
         read_checkpoint(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # of a run that came here before, and had to go back
+            final.replace(folder / f".tmp-old-{final.name}-{os.getpid()}")
         temporary.replace(final)
         _sync_folder(folder)
         _prune(folder, keep)

@@ -1,20 +1,17 @@
-"""From shards to what the networks take: reading in order, normalising and pooling on the device.
+"""From samples to what the networks take: normalised and pooled on the device.
 
 Shapes: B volumes, D H W voxels (after pooling, unless said otherwise), N tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from shards.loader import SampleStream
-from shards.reader import Dataset, Order, order_rows
+from shards.reader import Dataset
 from shards.schema import Sample, SampleMeta, Volume, content_token_mask
 from train.config import DataConfig, Recipe
 from train.errors import TrainError
@@ -34,24 +31,6 @@ class Prepared:
 def select(dataset: Dataset, config: DataConfig, split: str) -> Dataset:
     """The samples of a split that pass the recipe's filters."""
     return dataset.select(splits=[split], devices=config.devices, protocols=config.protocols, regions=config.regions)
-
-
-def endless_samples(dataset: Dataset, recipe: Recipe, *, start: int) -> Iterator[tuple[int, Sample]]:
-    """Samples of one epoch after another, each epoch in its own seeded order, with the number of the epoch.
-
-    Args:
-        dataset: the training samples.
-        recipe: for the seed and the number of reader processes.
-        start: samples of the run that were used already; they are skipped without being read.
-    """
-    epoch, offset = divmod(start, len(dataset.samples))
-    while True:
-        rows = order_rows(dataset.samples, Order(seed=recipe.train.seed, epoch=epoch))[offset:]
-        stream = SampleStream(replace(dataset, samples=rows), Order(seed=recipe.train.seed, shuffle=False))
-        loader = DataLoader(stream, batch_size=None, num_workers=recipe.data.workers, collate_fn=_as_is)
-        for sample in loader:
-            yield epoch, sample
-        epoch, offset = epoch + 1, 0
 
 
 def content_tokens(meta: SampleMeta, recipe: Recipe) -> npt.NDArray[np.bool_]:
@@ -124,7 +103,3 @@ def _sum_groups(x: Tensor, axis: int, size: int, dtype: torch.dtype) -> Tensor:
     for place in every[1:]:
         total = total + x[place]
     return total
-
-
-def _as_is(sample: Any) -> Any:
-    return sample

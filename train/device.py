@@ -3,13 +3,15 @@
 import importlib
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from train.errors import DeviceError
+from train.ranks import Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -17,8 +19,11 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Device:
     """A CPU or a CUDA device. `precision` is that of matrix products; weights are always float32."""
 
-    def __init__(self, torch_device: torch.device, precision: Precision, *, native_bf16: bool) -> None:
+    def __init__(
+        self, torch_device: torch.device, precision: Precision, *, native_bf16: bool, ranks: Ranks | None = None
+    ) -> None:
         self.torch_device = torch_device
+        self.ranks = ranks or Ranks()
         self.precision = ("bf16" if native_bf16 else "fp32") if precision == "auto" else precision
 
     @property
@@ -31,9 +36,10 @@ class Device:
             return nullcontext()
         return torch.autocast(self.kind, dtype=torch.bfloat16)
 
-    def seed(self, seed: int) -> None:
-        """Seed what is drawn on the device."""
-        torch.manual_seed(seed)
+    def normal(self, shape: Sequence[int], seed: int) -> Tensor:
+        """Standard normal numbers that depend on the seed alone, for one kind of device."""
+        generator = torch.Generator(self.torch_device).manual_seed(seed)
+        return torch.randn(tuple(shape), generator=generator, device=self.torch_device)
 
     def end_step(self) -> None:
         """Called after each update: where work is recorded lazily, it is sent off here."""
@@ -52,9 +58,9 @@ class XlaDevice(Device):
         super().__init__(torch_xla.device(), precision, native_bf16=True)
         self._torch_xla = torch_xla
 
-    def seed(self, seed: int) -> None:
-        super().seed(seed)
-        self._torch_xla.manual_seed(seed)
+    def normal(self, shape: Sequence[int], seed: int) -> Tensor:
+        """Drawn on the host: XLA has no generators, and a seed of its own would be part of the graph."""
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(self.torch_device)
 
     def end_step(self) -> None:
         self._torch_xla.sync()
@@ -64,26 +70,31 @@ def open_device(name: str = "auto", precision: Precision = "auto") -> Device:
     """The device that a recipe names.
 
     Raises:
-        DeviceError: if it is not there, or if several processes were started for one run.
+        DeviceError: if it is not there, or if torchrun started several processes for a device that has no ranks yet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeviceError("this version trains on one device: start it without torchrun, or with one process.")
+    ranks = Ranks.from_environment()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        return _open_cuda(precision)
+        return _open_cuda(precision, ranks)
     if name == "xla":
-        return _open_xla(precision)
-    return Device(torch.device("cpu"), precision, native_bf16=_cpu_multiplies_bf16())
+        return _open_xla(precision, ranks)
+    ranks.join("gloo")
+    return Device(torch.device("cpu"), precision, native_bf16=_cpu_multiplies_bf16(), ranks=ranks)
 
 
-def _open_cuda(precision: Precision) -> Device:
+def _open_cuda(precision: Precision, ranks: Ranks) -> Device:
     if not torch.cuda.is_available():
         raise DeviceError("train.device is cuda, and torch sees no CUDA device: use cpu, or install a CUDA build.")
-    return Device(torch.device("cuda"), precision, native_bf16=torch.cuda.is_bf16_supported())
+    torch_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(torch_device)
+    ranks.join("nccl")
+    return Device(torch_device, precision, native_bf16=torch.cuda.is_bf16_supported(), ranks=ranks)
 
 
-def _open_xla(precision: Precision) -> Device:
+def _open_xla(precision: Precision, ranks: Ranks) -> Device:
+    if not ranks.is_alone:
+        raise DeviceError("this version trains on one XLA device: start it without torchrun, or with one process.")
     try:
         return XlaDevice(importlib.import_module("torch_xla"), precision)
     except ImportError as error:

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.objective import Batch, Outcome
+from train.ranks import Ranks
 
 # Alarms. Layer-normed features of a healthy encoder spread by 0.3 to 1.0 per channel over tokens and their
 # mean token cosine is below 0.9; a constant encoder has 0 and 1.
 MIN_FEATURE_STD: Final = 0.05
 MAX_TOKEN_COSINE: Final = 0.99
+MEASURES: Final = (
+    "loss", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "token_cosine", "content_tokens", "masked_share",
+)  # fmt: skip
 NOISE_FLOOR: Final = 1e-3  # singular values below this share of the vectors' own size are rounding, not rank
 
 
@@ -47,17 +51,14 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
     return Measures(num_volumes=len(outcome.pooled_BC), means=means, pooled_BC=outcome.pooled_BC)
 
 
-def summarise(measures: Sequence[Measures]) -> dict[str, float]:
-    """Means over all volumes."""
-    total = sum(part.num_volumes for part in measures)
-    return {
-        name: sum(float(part.means[name]) * part.num_volumes for part in measures) / total for name in measures[0].means
-    }
-
-
-def pooled(measures: Sequence[Measures]) -> Tensor:
-    """One vector for each volume, `[V, C]`."""
-    return torch.cat([part.pooled_BC for part in measures])
+def summarise(measures: Sequence[Measures], ranks: Ranks) -> dict[str, float]:
+    """Means over all volumes of all ranks, which have measured the same things."""
+    sums = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
+    for part in measures:
+        means = [float(part.means[name]) for name in MEASURES]
+        sums += part.num_volumes * torch.tensor([*means, 1.0], dtype=torch.float64)
+    ranks.add_up([sums])
+    return {name: float(total / sums[-1]) for name, total in zip(MEASURES, sums, strict=False)}
 
 
 def cosine(predicted_BTC: Tensor, target_BTC: Tensor) -> Tensor:

@@ -2,45 +2,58 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
+from shards.loader import Loader
+from shards.order import RunOrder
 from shards.reader import Dataset
 from shards.schema import Sample
 from train.augment import jitter, shift_sample
 from train.config import Recipe
-from train.data import content_tokens, endless_samples, prepare
+from train.data import content_tokens, prepare
 from train.device import Device
 from train.masks import TokenMasks, least_content, plan_masks, stack_masks
 from train.objective import Batch
-from train.seeding import fold, generator
+from train.seeding import generator
 
 
 class Feed:
-    """Micro-batches of one optimizer step after another, a pure function of the recipe, dataset and step."""
+    """Micro-batches of one optimizer step after another, a pure function of the recipe, dataset and step.
+
+    Whatever the ranks, their reader processes and the size of a micro-batch: a step has the same samples, and each of
+    them the same shift, masks, contrast and noise.
+    """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, device: Device, *, step: int) -> None:
         """Start after `step` updates."""
+        sizes, ranks = recipe.train, device.ranks
+        order = RunOrder(
+            rows=dataset.samples,
+            seed=sizes.seed,
+            batch=sizes.global_batch,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
         self._recipe = recipe
         self._device = device
-        self._used = step * recipe.train.global_batch
-        self._samples = endless_samples(dataset, recipe, start=self._used)
+        self._loader = Loader(dataset, order, workers=recipe.data.workers, start=step * sizes.global_batch)
         self.waited_s = 0.0
         self.epoch = 0
 
     def step_batches(self) -> Iterator[Batch]:
-        """The micro-batches of one step; the last one is smaller when they do not divide the batch."""
-        sizes = self._recipe.train
-        for start in range(0, sizes.global_batch, sizes.micro_batch):
-            began = time.perf_counter()
-            batch = self._next(min(sizes.micro_batch, sizes.global_batch - start))
+        """The micro-batches of this rank's part of a step; the last is smaller when they do not divide it."""
+        samples = self._loader.batch()
+        began = time.perf_counter()
+        while drawn := [(place.epoch, sample) for place, sample in islice(samples, self._recipe.train.micro_batch)]:
+            batch = training_batch(drawn, self._recipe, self._device)
+            self.epoch = drawn[-1][0]
             self.waited_s += time.perf_counter() - began
             yield batch
+            began = time.perf_counter()
 
-    def _next(self, size: int) -> Batch:
-        drawn = [next(self._samples) for _ in range(size)]
-        self._device.seed(fold(self._recipe.train.seed, "noise", self._used))
-        self._used += size
-        self.epoch = drawn[-1][0]
-        return training_batch(drawn, self._recipe, self._device)
+    def close(self) -> None:
+        """End the reader processes."""
+        self._loader.close()
 
 
 def training_batch(drawn: Sequence[tuple[int, Sample]], recipe: Recipe, device: Device) -> Batch:
@@ -75,7 +88,8 @@ def _batch(
     prepared = prepare(samples, recipe, device.torch_device)
     context = prepared.x_BDHW
     if epochs is not None:
-        context = jitter(context, recipe.augment, [sample.key for sample in samples], recipe.train.seed, epochs)
+        keys = [sample.key for sample in samples]
+        context = jitter(context, recipe.augment, keys, recipe.train.seed, epochs, device)
     return Batch.build(
         views=(context, prepared.x_BDHW),
         content_BN=prepared.content_BN,

@@ -1,6 +1,7 @@
 """The training loop, from an opened dataset to a finished run folder."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from shards.reader import Dataset
 from train.config import Recipe
 from train.device import Device, open_device
 from train.encoder import num_parameters
-from train.errors import TrainError, TrainingStoppedError
+from train.errors import DeviceError, TrainError, TrainingStoppedError
 from train.feed import Feed
 from train.plan import Plan, plan_run, resume
+from train.ranks import Ranks
 from train.recorder import Listener, Recorder
-from train.run_folder import open_run
+from train.run_folder import RunFolder, open_run
 from train.signals import stop_requested
 from train.step import TrainState, start_state, train_step
 
@@ -23,10 +25,16 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     Raises:
         TrainError: see `train.errors`; `TrainingStoppedError` after SIGTERM, with a checkpoint saved.
     """
-    say = (listener or Listener()).say
     device = open_device(recipe.train.device, recipe.train.precision)
+    ranks = device.ranks
+    listener = (listener if ranks.is_first else None) or Listener()
+    say = listener.say
     plan = plan_run(recipe, dataset)
-    run = open_run(out, plan.recipe)
+    check_ranks(plan.recipe, ranks)
+    if ranks.is_first:
+        open_run(out, plan.recipe)
+    ranks.wait()
+    run = RunFolder(path=out)
     state = start_state(plan.recipe, device)
     for sentence in (*resume(run, state, plan, device), *describe(plan, state, device)):
         say(sentence)
@@ -43,7 +51,9 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     except TrainError:
         recorder.close("failed", failed=True)
         raise
-    return recorder.close("finished")
+    summary = recorder.close("finished")
+    ranks.leave()
+    return summary
 
 
 def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> None:
@@ -56,7 +66,7 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
     """
     recipe = plan.recipe
     feed = Feed(plan.train, recipe, device, step=state.step)
-    with stop_requested() as stop:
+    with closing(feed), stop_requested() as stop:
         if state.step == 0:
             recorder.validate()
             recorder.draw()
@@ -68,10 +78,24 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
                 recorder.validate()
             if due(state, recipe, recipe.log.images_every_steps):
                 recorder.draw()
-            if due(state, recipe, recipe.checkpoint.every_steps) or stop.is_set():
+            stopped = device.ranks.any(stop.is_set())
+            if due(state, recipe, recipe.checkpoint.every_steps) or stopped:
                 recorder.save()
-            if stop.is_set() and state.step < recipe.train.max_steps:
+            if stopped and state.step < recipe.train.max_steps:
                 raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
+
+
+def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
+    """Whether the ranks can share the recipe's batches.
+
+    Raises:
+        DeviceError: if there are too many, or `methods`, whose BatchNorm meets once a micro-batch, would hang.
+    """
+    batch, world = recipe.train.global_batch, ranks.world_size
+    if world > batch:
+        raise DeviceError(f"{world} ranks cannot share a train.global_batch of {batch}: start fewer, or raise it.")
+    if recipe.objective.name == "methods" and batch % world:
+        raise DeviceError(f"`methods` needs as many volumes on each rank: {batch} do not divide by {world} ranks.")
 
 
 def due(state: TrainState, recipe: Recipe, every_steps: int) -> bool:

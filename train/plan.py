@@ -64,7 +64,9 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
     checkpoint = newest.checkpoint
     if checkpoint is None:
         had_rows = bool(run.rows())
-        run.forget_after(-1)
+        device.ranks.wait()
+        if device.ranks.is_first:
+            run.forget_after(-1)
         return ["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else []
     if checkpoint.dataset_sha256 != plan.dataset_sha256:
         raise RunFolderError(
@@ -72,7 +74,9 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
             "its own dataset, or choose another --out."
         )
     load_state(checkpoint, state, device.torch_device)
-    run.forget_after(state.step)
+    if device.ranks.is_first:
+        run.forget_after(state.step)
+    device.ranks.wait()
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
 
 

@@ -4,11 +4,12 @@ Shapes as in encoder.py, and: K visible tokens, T target tokens, M = K + T.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from train.config import Recipe
 from train.encoder import Block, initialise
 from train.presets import dimensions
+from train.ranks import sum_over_ranks
 from train.rotary import Rotation
 
 
@@ -48,6 +49,28 @@ class TransformerPredictor(nn.Module):
         return predicted
 
 
+class SharedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of every rank, as one process with all of them would have it.
+
+    torch's SyncBatchNorm wants CUDA; this sums over ranks by any backend. A micro-batch is still a batch of its own.
+    """
+
+    def forward(self, x_VC: Tensor) -> Tensor:
+        """Of as many rows on every rank."""
+        if not self.training or not distributed.is_initialized():
+            return super().forward(x_VC)
+        sums = sum_over_ranks(torch.stack([x_VC.sum(0), x_VC.square().sum(0)]).float())
+        count = len(x_VC) * distributed.get_world_size()
+        mean_C, square_C = sums / count
+        var_C = square_C - mean_C.square()
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]  # all three are there: statistics are tracked
+            self.running_mean.lerp_(mean_C, self.momentum)  # type: ignore[union-attr,arg-type]
+            self.running_var.lerp_(var_C * count / (count - 1), self.momentum)  # type: ignore[union-attr,arg-type]
+        scaled: Tensor = (x_VC - mean_C) * torch.rsqrt(var_C + self.eps) * self.weight + self.bias
+        return scaled
+
+
 class MlpPredictor(nn.Module):
     """The methods text's: dim-dim-dim with BatchNorm1d and GELU, on each masked token alone."""
 
@@ -55,7 +78,7 @@ class MlpPredictor(nn.Module):
         super().__init__()
         dim = dimensions(recipe.model).dim
         self.fc1 = nn.Linear(dim, dim)
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = SharedBatchNorm(dim)
         self.fc2 = nn.Linear(dim, dim)
         initialise(self)
 

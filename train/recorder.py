@@ -29,14 +29,14 @@ class Listener:
 
 
 class Recorder:
-    """Writes the run folder, and tells the listener and W&B."""
+    """Writes the run folder, and tells the listener and W&B: the first rank; the others measure with it."""
 
     def __init__(
         self, plan: Plan, run: RunFolder, state: TrainState, device: Device, listener: Listener | None = None
     ) -> None:
         self._plan, self._run, self._state, self._device = plan, run, state, device
         self._listener = listener or Listener()
-        self._tracker = Tracker(run, plan.recipe)
+        self._tracker = Tracker(run, plan.recipe) if device.ranks.is_first else None
         self.rows = run.rows()
         self._began = self._mark = time.perf_counter()
         self._marked_step, self._marked_wait_s = state.step, 0.0
@@ -83,6 +83,8 @@ class Recorder:
 
     def draw(self) -> None:
         """A picture of one volume with its masks: always the same one, held out if there are such."""
+        if self._tracker is None:
+            return
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
         sample = read_sample(dataset, dataset.samples[0])
         path = self._run.media / f"masks-{self._state.step:08d}.png"
@@ -91,7 +93,9 @@ class Recorder:
         self._tracker.picture(path, self._state.step)
 
     def save(self) -> None:
-        """A checkpoint of the state as it is."""
+        """A checkpoint of the state as it is, the same on every rank."""
+        if self._tracker is None:
+            return
         began = time.perf_counter()
         save_checkpoint(
             self._run.checkpoints,
@@ -105,8 +109,9 @@ class Recorder:
     def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:
         """Write the summary, and end the W&B run."""
         summary = self.summary(status)
-        self._run.write_summary(summary)
-        self._tracker.close(failed=failed)
+        if self._tracker is not None:
+            self._run.write_summary(summary)
+            self._tracker.close(failed=failed)
         return summary
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -121,6 +126,7 @@ class Recorder:
             "dataset_sha256": self._plan.dataset_sha256,
             "device": self._device.kind,
             "precision": self._device.precision,
+            "ranks": self._device.ranks.world_size,
             "step": step,
             "samples": step * recipe.train.global_batch,
             "epochs": step * recipe.train.global_batch / len(self._plan.train.samples),
@@ -142,9 +148,10 @@ class Recorder:
         """Send a row everywhere; JSON has no NaN, so what is not finite becomes null."""
         row = {name: None if _is_not_finite(value) else value for name, value in measured.items()}
         self.rows.append(row)
-        self._run.append_row(row)
-        self._tracker.row(row)
-        self._listener.row(row)
+        if self._tracker is not None:
+            self._run.append_row(row)
+            self._tracker.row(row)
+            self._listener.row(row)
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import measure, pooled, summarise
+from train.diagnostics import measure, summarise
 from train.errors import NonFiniteError
 from train.objective import Batch, Networks, build_networks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
@@ -57,8 +57,9 @@ def start_state(recipe: Recipe, device: Device) -> TrainState:
 def train_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device: Device) -> StepResult:
     """Accumulate the batch, then update the weights and the target once.
 
-    Each micro-batch counts by its number of volumes, so the gradient is the mean over the whole batch however
-    it is cut. The gradient's norm is that before clipping. An update that is not finite is left out and counted.
+    Each micro-batch counts by its number of volumes, so the gradient is the mean over the whole batch however it is
+    cut and over however many ranks. The gradient's norm is that before clipping. An update that is not finite is left
+    out and counted.
 
     Raises:
         NonFiniteError: after `train.max_nonfinite` such updates in a row.
@@ -71,9 +72,12 @@ def train_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, devi
             outcome = evaluate(state.networks, batch)
         torch.autograd.backward(outcome.loss * len(batch.content_BN) / recipe.train.global_batch)
         measures.append(measure(outcome, batch))
-    result = _update(state, summarise(measures), recipe, device)
+    ranks, total = device.ranks, recipe.train.global_batch
+    ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
+    result = _update(state, summarise(measures, ranks), recipe, device)
     if result.applied:
-        state.recent_VC = torch.cat([state.recent_VC, pooled(measures)])[-WINDOW:]
+        vectors_VC = ranks.gather(torch.cat([one.pooled_BC for one in measures]), total)
+        state.recent_VC = torch.cat([state.recent_VC, vectors_VC])[-WINDOW:]
     else:
         for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -9,26 +9,27 @@ from shards.reader import Dataset, read_sample
 from shards.schema import Sample
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import measure, pooled, rankme, summarise
+from train.diagnostics import measure, rankme, summarise
 from train.errors import ValidationError
 from train.feed import validation_batch
 from train.objective import Networks, evaluate
 
 
 def validate(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device) -> dict[str, float]:
-    """Every volume of the dataset once: mean loss, cosine and the measures of diagnostics."""
+    """Every volume of the dataset once, shared out over ranks: mean loss, cosine and the measures of diagnostics."""
     networks.eval()
-    measures = []
+    measures, ranks, total = [], device.ranks, len(dataset.samples)
     with torch.no_grad():
-        for samples in _groups(dataset, recipe.train.micro_batch):
+        for samples in _groups(dataset, ranks.share(total), recipe.train.micro_batch):
             batch = validation_batch(samples, recipe, device)
             with device.autocast():
                 outcome = evaluate(networks, batch)
             measures.append(measure(outcome, batch))
             device.end_step()
     networks.train()
-    rank = float(rankme(pooled(measures)))
-    return {**summarise(measures), "rankme": rank, "num_volumes": float(len(dataset.samples))}
+    vectors = [one.pooled_BC for one in measures] or [torch.zeros(0, networks.target.dim, device=device.torch_device)]
+    rank = float(rankme(ranks.gather(torch.cat(vectors), total)))
+    return {**summarise(measures, ranks), "rankme": rank, "num_volumes": float(total)}
 
 
 def check_varies(loss: float, step: int, *, previous: float | None) -> None:
@@ -53,6 +54,6 @@ def check_varies(loss: float, step: int, *, previous: float | None) -> None:
         )
 
 
-def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
-    for start in range(0, len(dataset.samples), size):
-        yield [read_sample(dataset, row) for row in dataset.samples[start : start + size]]
+def _groups(dataset: Dataset, share: range, size: int) -> Iterator[list[Sample]]:
+    for start in share[::size]:
+        yield [read_sample(dataset, row) for row in dataset.samples[start : min(start + size, share.stop)]]

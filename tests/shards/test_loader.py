@@ -1,59 +1,124 @@
+"""Reading ahead: what was written comes in the run's order, whatever the workers and wherever it was stopped."""
+
+import random
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
-from shards.loader import SampleStream, load
-from shards.reader import Order, open_dataset, order_rows
-from shards.schema import Sample
+from shards.errors import DatasetCorruptError
+from shards.loader import Loader
+from shards.order import RunOrder
+from shards.reader import Dataset, open_dataset
+from shards.schema import Sample, SampleRow
+from tests.shards.test_order import make_rows
 
 SMALL = (8, 32, 32)
+BATCH = 6
 
 
-@pytest.fixture
-def dataset(make_sample, make_dataset, tmp_path):
-    return open_dataset(make_dataset(tmp_path / "dataset", [make_sample(number, SMALL) for number in range(9)]))
+@pytest.fixture(scope="module")
+def dataset(make_sample, make_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loader") / "dataset"
+    return open_dataset(make_dataset(folder, [make_sample(number, SMALL) for number in range(13)]))
 
 
-def loader(stream, num_workers, **kwargs):
-    return DataLoader(stream, batch_size=None, num_workers=num_workers, **kwargs)
+def order_of(dataset: Dataset, rank: int = 0, world: int = 1) -> RunOrder:
+    return RunOrder(rows=dataset.samples, seed=3, batch=BATCH, rank=rank, world_size=world)
 
 
-def test_samples_are_typed_and_in_order(dataset):
-    order = Order(seed=3)
-    samples = list(loader(SampleStream(dataset, order), num_workers=0))
-    assert [sample.key for sample in samples] == [row.key for row in order_rows(dataset.samples, order)]
-    assert all(isinstance(sample, Sample) and sample.volume.dtype == np.uint8 for sample in samples)
+def take(loader: Loader, batches: int) -> list[str]:
+    return [sample.key for _ in range(batches) for _, sample in loader.batch()]
 
 
-def test_ranks_and_workers_read_every_sample_once(dataset):
-    keys = [
-        sample.key
-        for rank in range(2)
-        for sample in loader(SampleStream(dataset, Order(seed=3, rank=rank, world_size=2)), num_workers=2)
-    ]
-    assert sorted(keys) == [row.key for row in dataset.samples]
+def run_ranks(dataset: Dataset, world: int, workers: int, start: int, batches: int) -> list[str]:
+    """The keys of all ranks, in the order of the run; a rank is its process's only one, so they read in turn."""
+    parts = []
+    for rank in range(world):
+        loader = Loader(dataset, order_of(dataset, rank, world), workers=workers)
+        loader.load_state_dict({"samples": start})
+        parts.append([[sample.key for _, sample in loader.batch()] for _ in range(batches)])
+        loader.close()
+    return [key for batch in zip(*parts, strict=True) for part in batch for key in part]
 
 
-def test_persistent_workers_see_the_next_epoch(dataset):
-    stream = SampleStream(dataset, Order(seed=3))
-    batches = loader(stream, num_workers=1, persistent_workers=True)
-    for epoch in (0, 1, 5):
-        stream.set_epoch(epoch)
-        expected = order_rows(dataset.samples, Order(seed=3, epoch=epoch))
-        assert [sample.key for sample in batches] == [row.key for row in expected]
+def test_stops_anywhere_and_other_ranks_and_workers_leave_the_sequence(dataset: Dataset) -> None:
+    """A hundred stops: each time another number of ranks and workers goes on, in the middle of an epoch."""
+    rng = random.Random(1)
+    batches = 130
+    expected = [place.row.key for place in islice(order_of(dataset).places(0), batches * BATCH)]
+    stops = sorted(rng.sample(range(1, batches), 100))
+    seen: list[str] = []
+    for number, (start, stop) in enumerate(zip([0, *stops], [*stops, batches], strict=True)):
+        world, workers = rng.randint(1, 4), 2 if number % 12 == 0 else 0
+        seen += run_ranks(dataset, world, workers, start * BATCH, stop - start)
+    assert seen == expected
+    for epoch in range(len(seen) // 13):
+        assert Counter(seen[epoch * 13 : (epoch + 1) * 13]) == Counter(row.key for row in dataset.samples)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_and_workers_give_one_sequence(dataset: Dataset, world: int, workers: int) -> None:
+    expected = [place.row.key for place in islice(order_of(dataset).places(BATCH), 5 * BATCH)]
+    assert run_ranks(dataset, world, workers, BATCH, 5) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_state_counts_whole_batches_and_a_batch_that_was_left_comes_again(dataset: Dataset, workers: int) -> None:
+    loader = Loader(dataset, order_of(dataset), workers=workers)
+    first = take(loader, 1)
+    assert loader.state_dict() == {"samples": BATCH}
+    second = [sample.key for _, sample in islice(loader.batch(), 4)]
+    assert loader.state_dict() == {"samples": BATCH}
+    again = take(loader, 1)
+    assert again[:4] == second
+    assert first + again == take(Loader(dataset, order_of(dataset)), 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_loaded_samples_are_those_that_were_written(make_sample, make_dataset, tmp_path, num_workers, dtype):
+def test_loaded_samples_are_those_that_were_written(make_sample, make_dataset, tmp_path, workers, dtype):
     written = {}
     for number in range(5):
         sample = make_sample(number, SMALL)
         written[sample.key] = Sample(meta=sample.meta, volume=sample.volume.astype(dtype) * 200)
     dataset = open_dataset(make_dataset(tmp_path / "typed", written.values()))
-    read = list(load(SampleStream(dataset, Order(seed=1)), num_workers=num_workers))
+    loader = Loader(dataset, RunOrder(rows=dataset.samples, seed=1, batch=5), workers=workers)
+    read = [sample for _, sample in loader.batch()]
     assert sorted(sample.key for sample in read) == sorted(written)
     for sample in read:
         assert sample.meta == written[sample.key].meta
         assert sample.volume.dtype == dtype
+        assert sample.volume.flags.writeable
         np.testing.assert_array_equal(sample.volume, written[sample.key].volume)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_is_named_in_one_sentence(make_sample, make_dataset, tmp_path: Path, workers: int) -> None:
+    dataset = open_dataset(make_dataset(tmp_path / "d", [make_sample(number, SMALL) for number in range(3)]))
+    for shard in dataset.shards:
+        path = tmp_path / "d" / "shards" / shard.shard
+        path.write_bytes(path.read_bytes()[:600])
+    loader = Loader(dataset, RunOrder(rows=dataset.samples, seed=1, batch=3), workers=workers)
+    with pytest.raises(DatasetCorruptError, match=r"^train-.*ends .* bytes too early; `fovea verify .*`"):
+        take(loader, 1)
+
+
+def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """Of ten thousand simulated samples: the first that is read is the first that is needed, well within a second."""
+    read: list[str] = []
+
+    def read_row(_dataset: Dataset, row: SampleRow) -> None:
+        read.append(row.key)
+
+    monkeypatch.setattr("shards.loader.read_sample", read_row)
+    order = RunOrder(rows=make_rows(10_000, shards=300), seed=1, batch=8)
+    loader = Loader(dataset, order, start=8 * 700)
+    began = time.process_time()
+    next(loader.batch())
+    assert time.process_time() - began < 1
+    assert read == [order.at(8 * 700).row.key]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,13 +15,14 @@ from shards.schema import Sample
 from train.augment import jitter, shift_box, shift_sample, shift_volume
 from train.budget import count_content, fit_budget
 from train.config import AugmentConfig, Recipe
-from train.data import endless_samples, normalise, prepare
+from train.data import normalise, prepare
 from train.device import Device
 from train.errors import BudgetError, TrainError
 from train.feed import Feed, training_batch
 from train.plan import plan_run
 
 CPU = torch.device("cpu")
+AUGMENT = {"shift_voxels": (1, 4, 4), "gain": 0.1, "offset": 0.1, "noise": 0.1}
 
 
 def reference(sample: Sample, pool: int) -> np.ndarray:
@@ -68,48 +68,39 @@ def test_a_volume_of_another_grid_is_named(
         prepare([sample], make_recipe(), CPU)
 
 
-def test_each_epoch_has_every_sample_once_in_its_own_order(
-    tiny_dataset: str, make_recipe: Callable[..., Recipe]
+def test_a_run_takes_each_sample_once_an_epoch(
+    tiny_dataset: str, make_recipe: Callable[..., Recipe], cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_run(make_recipe(), open_dataset(tiny_dataset))
-    drawn = [(epoch, sample.key) for epoch, sample in islice(endless_samples(plan.train, plan.recipe, start=0), 30)]
-    first, second = ([key for epoch, key in drawn if epoch == number] for number in (0, 1))
+    """Its reader processes, and the size of its micro-batches, change nothing of it."""
+    monkeypatch.setattr("train.feed.training_batch", lambda drawn, *_: drawn)
+    sequences = []
+    for workers, micro_batch in ((0, 4), (2, 3)):
+        recipe = make_recipe(data={"workers": workers}, train={"micro_batch": micro_batch})
+        plan = plan_run(recipe, open_dataset(tiny_dataset))
+        feed = Feed(plan.train, plan.recipe, cpu, step=0)
+        drawn = [one for _ in range(6) for batch in feed.step_batches() for one in batch]
+        feed.close()
+        sequences.append([(epoch, sample.key) for epoch, sample in drawn])
+    assert sequences[0] == sequences[1]
+    first, second = ([key for epoch, key in sequences[0] if epoch == number] for number in (0, 1))
     assert sorted(first) == sorted(second) == sorted(row.key for row in plan.train.samples)
     assert first != second
-
-
-@pytest.mark.parametrize("start", [1, 11, 12, 17])
-def test_the_sequence_of_keys_after_a_stop_is_that_without_it(
-    tiny_dataset: str, make_recipe: Callable[..., Recipe], start: int
-) -> None:
-    plan = plan_run(make_recipe(), open_dataset(tiny_dataset))
-    whole = [(epoch, sample.key) for epoch, sample in islice(endless_samples(plan.train, plan.recipe, start=0), 26)]
-    resumed = islice(endless_samples(plan.train, plan.recipe, start=start), 26 - start)
-    assert [(epoch, sample.key) for epoch, sample in resumed] == whole[start:]
-
-
-def test_reader_processes_keep_the_sequence(tiny_dataset: str, make_recipe: Callable[..., Recipe]) -> None:
-    plan = plan_run(make_recipe(), open_dataset(tiny_dataset))
-    with_workers = make_recipe(data={"workers": 2})
-    keys = [
-        [sample.key for _, sample in islice(endless_samples(plan.train, recipe, start=3), 12)]
-        for recipe in (plan.recipe, with_workers)
-    ]
-    assert keys[0] == keys[1]
 
 
 def test_a_batch_of_a_step_is_the_same_whenever_it_is_made(
     tiny_dataset: str, make_recipe: Callable[..., Recipe], cpu: Device
 ) -> None:
-    recipe = make_recipe(augment={"shift_voxels": (1, 4, 4), "gain": 0.1, "offset": 0.1, "noise": 0.1})
+    recipe = make_recipe(augment=AUGMENT)
     plan = plan_run(recipe, open_dataset(tiny_dataset))
     straight = Feed(plan.train, plan.recipe, cpu, step=0)
     steps = [list(straight.step_batches()) for _ in range(4)]
     torch.rand(7)
-    jumped = list(Feed(plan.train, plan.recipe, cpu, step=3).step_batches())
-    for before, after in zip(steps[3], jumped, strict=True):
-        assert torch.equal(before.context_BDHW, after.context_BDHW)
-        assert torch.equal(before.visible_BK, after.visible_BK)
+    for micro_batch in (1, 2, 3, 4):
+        resized = make_recipe(augment=AUGMENT, train={"micro_batch": micro_batch})
+        jumped = list(Feed(plan.train, resized, cpu, step=3).step_batches())
+        for name in ("context_BDHW", "target_BDHW", "visible_BK", "targets_BT"):
+            before, after = (torch.cat([getattr(batch, name) for batch in step]) for step in (steps[3], jumped))
+            assert torch.equal(before, after), name
 
 
 @given(
@@ -130,14 +121,14 @@ def test_a_shift_moves_voxels_and_their_content_box_together(volume: np.ndarray,
         assert np.array_equal(moved[tuple(slice(*bounds) for bounds in box)], volume[came_from])
 
 
-def test_augmentation_depends_on_seed_epoch_and_key_alone(tiny_samples: list[Sample]) -> None:
-    config = AugmentConfig(shift_voxels=(2, 8, 8), gain=0.2)
+def test_augmentation_depends_on_seed_epoch_and_key_alone(tiny_samples: list[Sample], cpu: Device) -> None:
+    config = AugmentConfig(shift_voxels=(2, 8, 8), gain=0.2, noise=0.3)
     first = shift_sample(tiny_samples[0], config, 1, 0)
     assert np.array_equal(first.volume, shift_sample(tiny_samples[0], config, 1, 0).volume)
     assert not np.array_equal(first.volume, shift_sample(tiny_samples[0], config, 1, 1).volume)
     x_BDHW = torch.ones(2, 1, 1, 1)
-    together = jitter(x_BDHW, config, ["a", "b"], 1, [0, 0])
-    assert torch.equal(together[1:], jitter(x_BDHW[1:], config, ["b"], 1, [0]))
+    together = jitter(x_BDHW, config, ["a", "b"], 1, [0, 0], cpu)
+    assert torch.equal(together[1:], jitter(x_BDHW[1:], config, ["b"], 1, [0], cpu))
     assert together[0] != together[1]
 
 

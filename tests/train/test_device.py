@@ -21,10 +21,12 @@ def test_torch_xla_is_asked_for_only_when_the_recipe_does(monkeypatch: pytest.Mo
     assert open_device("cpu").kind == "cpu"
 
 
-def test_several_processes_are_refused_until_they_are_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DeviceError, match="one device"):
-        open_device("cpu")
+    for rank in ("2", "-1", "first"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(DeviceError, match=f"RANK={rank} with WORLD_SIZE=2 does not exist"):
+            open_device("cpu")
 
 
 @pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -53,11 +55,8 @@ def test_the_xla_device_sends_off_each_step() -> None:
         def sync(self) -> None:
             self.calls += ("sync",)
 
-        def manual_seed(self, seed: int) -> None:
-            self.calls += (f"seed {seed}",)
-
     fake = FakeXla()
     device = XlaDevice(fake, "auto")
-    device.seed(3)
     device.end_step()
-    assert (fake.calls, device.precision) == (("seed 3", "sync"), "bf16")
+    assert (fake.calls, device.precision) == (("sync",), "bf16")
+    assert torch.equal(device.normal((2, 3), 7), open_device("cpu").normal((2, 3), 7))

@@ -261,6 +261,6 @@ def test_it_learns_to_predict_hidden_tokens_from_visible_ones(
     first, last = summary["validation"]["first"], summary["validation"]["last"]
     assert first["cosine"] < first["cosine_trivial"]
     assert last["loss"] < 0.6 * last["loss_trivial"]
-    assert last["cosine"] > last["cosine_trivial"] + 0.3
+    assert 1 - last["cosine"] < 0.5 * (1 - last["cosine_trivial"]), "a constant leaves more than twice as much"
     assert last["feature_std"] > 0.3
     assert summary["alarms"] == []

@@ -1,0 +1,38 @@
+"""One rank of a run on the tiny recipe, started by torchrun: `OUT DATASET VALUES`, VALUES as JSON sections of it.
+
+With `stop_after`, a number of steps, the process ends there as by `kill -9`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import train.loop
+from shards.reader import open_dataset
+from tests.train.conftest import tiny
+from train.loop import pretrain
+
+
+def main() -> None:
+    out, dataset, values = sys.argv[1:]
+    sections = json.loads(values)
+    stop_after = sections.pop("stop_after", None)
+    real = train.loop.train_step
+
+    def step_then_die(state, *arguments):
+        result = real(state, *arguments)
+        if state.step == stop_after:
+            os._exit(9)
+        return result
+
+    train.loop.train_step = step_then_die
+    train.recorder.save_masks = lambda path, *_, **__: path.write_bytes(b"")
+    torch.set_num_threads(1)
+    pretrain(tiny(**sections), open_dataset(dataset), Path(out))
+
+
+if __name__ == "__main__":
+    main()
