@@ -5,12 +5,13 @@ Shapes: B volumes, T target tokens, C channels, V vectors.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.config import Recipe
 from train.objective import Batch, Outcome
 from train.ranks import Ranks
 
@@ -21,6 +22,9 @@ MAX_TOKEN_COSINE: Final = 0.99
 MEASURES: Final = (
     "loss", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "token_cosine", "content_tokens", "masked_share",
 )  # fmt: skip
+MIN_VIEW_CORRELATION: Final = 0.5  # noise of a whole deviation leaves 0.7; another place of an eye about 0.2
+FLAT_LOSS: Final = 0.97  # of the loss of a constant; a run that learns is far below it by then
+LEAST_MOTION: Final = 1e-6  # relative; less is lost in the rounding of float32
 NOISE_FLOOR: Final = 1e-3  # singular values below this share of the vectors' own size are rounding, not rank
 
 
@@ -113,7 +117,28 @@ def weight_distance(target: nn.Module, context: nn.Module) -> Tensor:
     return (apart / torch.stack([b.square().sum() for _, b in pairs]).sum()).sqrt()
 
 
-def alarms(summary: Mapping[str, float]) -> list[str]:
-    """What a reader of the row must know: `collapse` when features are, or nearly are, constant."""
-    is_constant = summary["feature_std"] < MIN_FEATURE_STD or summary["token_cosine"] > MAX_TOKEN_COSINE
-    return ["collapse"] if is_constant else []
+def alarms(row: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What a reader of a row must know, by the measures that it has.
+
+    `collapse`: features are, or nearly are, constant. `leak`: predictions depend on what they predict.
+    `independent views`: context and target show different places. `frozen target`: the context moves, the target does
+    not. `flat loss`: half of the run is over, and a constant predicts as well.
+    """
+    found = {
+        "collapse": row["feature_std"] < MIN_FEATURE_STD or row["token_cosine"] > MAX_TOKEN_COSINE,
+        "leak": row.get("leak", 0.0) > 0,
+        "independent views": row.get("view_correlation", 1.0) < MIN_VIEW_CORRELATION,
+        "frozen target": _is_frozen(row, recipe),
+        "flat loss": row.get("split") == "val"
+        and row["step"] >= recipe.train.max_steps / 2
+        and row["loss"] > FLAT_LOSS * row["loss_trivial"],
+    }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def _is_frozen(row: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Near the end its momentum nears 1, and what it should move is less than a float32 can tell."""
+    if row.get("target_moved", 1.0) > 0 or row["context_moved"] == 0:
+        return False
+    should_move = (1 - row["ema_momentum"]) * row["target_context_distance"]
+    return bool(should_move > LEAST_MOTION or recipe.optim.ema_start == 1)

@@ -15,6 +15,7 @@ from train.feed import Feed, validation_batch
 from train.plan import Plan
 from train.report import save_masks
 from train.run_folder import RunFolder
+from train.selfcheck import Motion, check_itself
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
 from train.validation import check_varies, validate
@@ -37,6 +38,7 @@ class Recorder:
         self._plan, self._run, self._state, self._device = plan, run, state, device
         self._listener = listener or Listener()
         self._tracker = Tracker(run, plan.recipe) if device.ranks.is_first else None
+        self._motion = Motion.of(state.networks)
         self.rows = run.rows()
         self._began = self._mark = time.perf_counter()
         self._marked_step, self._marked_wait_s = state.step, 0.0
@@ -61,7 +63,7 @@ class Recorder:
             "data_wait": (feed.waited_s - self._marked_wait_s) / elapsed,
             "skipped": state.skipped,
             "peak_memory_bytes": self._device.peak_memory_bytes(),
-            "alarms": alarms(result.summary),
+            **self._motion.look(state.networks),
         }
         self._publish(row)
         self._marked_step, self._marked_wait_s = state.step, feed.waited_s
@@ -77,8 +79,8 @@ class Recorder:
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
-        row = {"split": "val", "step": state.step, "samples": samples, **summary, "alarms": alarms(summary)}
-        self._publish(row)
+        proof = check_itself(state.networks, self._plan.train, recipe, self._device)
+        self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof})
         self._mark += time.perf_counter() - began
 
     def draw(self) -> None:
@@ -146,7 +148,8 @@ class Recorder:
 
     def _publish(self, measured: Mapping[str, Any]) -> None:
         """Send a row everywhere; JSON has no NaN, so what is not finite becomes null."""
-        row = {name: None if _is_not_finite(value) else value for name, value in measured.items()}
+        known = {**measured, "alarms": alarms(measured, self._plan.recipe)}
+        row = {name: None if _is_not_finite(value) else value for name, value in known.items()}
         self.rows.append(row)
         if self._tracker is not None:
             self._run.append_row(row)

@@ -39,7 +39,7 @@ def test_collapse_is_visible(recipe: Recipe, batch: Batch, cpu: Device) -> None:
     assert bad["cosine_trivial"] == pytest.approx(1, abs=1e-5)
     assert good["feature_std"] > 0.1
     assert float(rankme(healthy.recent_VC)) > 1.2
-    assert (alarms(good), alarms(bad)) == ([], ["collapse"])
+    assert (alarms(good, recipe), alarms(bad, recipe)) == ([], ["collapse"])
 
 
 def test_rankme_counts_the_directions_in_which_volumes_differ() -> None:
