@@ -100,14 +100,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def newest_checkpoint(folder: Path) -> Newest:
-    """The newest checkpoint of a run that is whole.
+def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
+    """The newest checkpoint of a run that is whole, of those of steps before `before` if that is given.
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole; nothing is trained from scratch instead.
     """
     passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
+        if before is not None and path.name >= f"step-{before:08d}":
+            continue
         try:
             return Newest(checkpoint=read_checkpoint(path), passed_over=tuple(passed_over))
         except CheckpointError as error:
@@ -138,7 +140,7 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
         state.recent_VC = rest["recent_VC"]
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the networks of its recipe: {error}.") from error
-    state.step, state.skipped = checkpoint.step, checkpoint.skipped
+    state.step, state.skipped, state.skipped_in_a_row = checkpoint.step, checkpoint.skipped, 0
 
 
 def load_encoder(

@@ -27,6 +27,16 @@ class Device:
         self.precision = ("bf16" if native_bf16 else "fp32") if precision == "auto" else precision
 
     @property
+    def out_of_memory(self) -> tuple[type[BaseException], ...]:
+        """What is raised when memory is too small."""
+        return torch.OutOfMemoryError, MemoryError
+
+    def free_memory(self) -> None:
+        """Give cached blocks back, which were cut for another size."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
     def kind(self) -> str:
         return self.torch_device.type
 

@@ -33,6 +33,10 @@ class CheckpointError(TrainError):
     """No checkpoint could be read; training never starts from scratch instead."""
 
 
+class MicroBatchError(TrainError):
+    """A micro-batch did not fit into memory, on some rank; nothing was changed by it."""
+
+
 class NonFiniteError(TrainError):
     """Too many updates in a row had a loss or a gradient that is not finite."""
 

@@ -37,14 +37,19 @@ class Feed:
         self._recipe = recipe
         self._device = device
         self._loader = Loader(dataset, order, workers=recipe.data.workers, start=step * sizes.global_batch)
+        self.micro_batch = sizes.micro_batch
         self.waited_s = 0.0
         self.epoch = 0
+
+    def go_to(self, step: int) -> None:
+        """Do the step after `step` updates next, again or not."""
+        self._loader.load_state_dict({"samples": step * self._recipe.train.global_batch})
 
     def step_batches(self) -> Iterator[Batch]:
         """The micro-batches of this rank's part of a step; the last is smaller when they do not divide it."""
         samples = self._loader.batch()
         began = time.perf_counter()
-        while drawn := [(place.epoch, sample) for place, sample in islice(samples, self._recipe.train.micro_batch)]:
+        while drawn := [(place.epoch, sample) for place, sample in islice(samples, self.micro_batch)]:
             batch = training_batch(drawn, self._recipe, self._device)
             self.epoch = drawn[-1][0]
             self.waited_s += time.perf_counter() - began

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from shards.reader import Dataset
+from train.attempts import Stepper
 from train.config import Recipe
 from train.device import Device, open_device
 from train.encoder import num_parameters
-from train.errors import DeviceError, TrainError, TrainingStoppedError
+from train.errors import DeviceError, NonFiniteError, TrainError, TrainingStoppedError
 from train.feed import Feed
 from train.plan import Plan, plan_run, resume
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
 from train.run_folder import RunFolder, open_run
 from train.signals import stop_requested
-from train.step import TrainState, start_state, train_step
+from train.step import StepResult, TrainState, start_state
 
 
 def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | None = None) -> dict[str, Any]:
@@ -66,23 +67,48 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
     """
     recipe = plan.recipe
     feed = Feed(plan.train, recipe, device, step=state.step)
+    gave_up = 0
+    stepper = Stepper(state=state, feed=feed, recipe=recipe, device=device, say=recorder.say)
     with closing(feed), stop_requested() as stop:
         if state.step == 0:
             recorder.validate()
             recorder.draw()
         while state.step < recipe.train.max_steps:
-            result = train_step(state, feed.step_batches(), recipe, device)
-            if due(state, recipe, recipe.log.every_steps) or state.step == 1:
-                recorder.log(result, feed)
-            if due(state, recipe, recipe.validation.every_steps):
-                recorder.validate()
-            if due(state, recipe, recipe.log.images_every_steps):
-                recorder.draw()
+            try:
+                result = stepper.step()
+            except NonFiniteError as error:
+                gave_up = go_back_once(error, gave_up, state, feed, recorder)
+                continue
+            report(result, state, feed, recipe, recorder)
             stopped = device.ranks.any(stop.is_set())
             if due(state, recipe, recipe.checkpoint.every_steps) or stopped:
                 recorder.save()
             if stopped and state.step < recipe.train.max_steps:
                 raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
+
+
+def report(result: StepResult, state: TrainState, feed: Feed, recipe: Recipe, recorder: Recorder) -> None:
+    """Log, validate and draw, when each is due."""
+    if due(state, recipe, recipe.log.every_steps) or state.step == 1:
+        recorder.log(result, feed)
+    if due(state, recipe, recipe.validation.every_steps):
+        recorder.validate()
+    if due(state, recipe, recipe.log.images_every_steps):
+        recorder.draw()
+
+
+def go_back_once(error: NonFiniteError, gave_up: int, state: TrainState, feed: Feed, recorder: Recorder) -> int:
+    """Go back to the last good checkpoint, unless the run got no further since it last did; the step that failed.
+
+    Raises:
+        NonFiniteError: that one, if it did not, or nothing good was saved.
+    """
+    failed = state.step
+    if failed <= gave_up or not recorder.go_back():
+        raise error
+    recorder.say(f"{error} Going back to step {state.step}, once.")
+    feed.go_to(state.step)
+    return failed
 
 
 def check_ranks(recipe: Recipe, ranks: Ranks) -> None:

@@ -80,6 +80,23 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
 
 
+def go_back(run: RunFolder, state: TrainState, device: Device) -> bool:
+    """Put the state back to the newest checkpoint from before the updates that were left out; False if there is none.
+
+    Raises:
+        CheckpointError: if there are such checkpoints and none is whole.
+    """
+    first_skipped = state.step - state.skipped_in_a_row
+    checkpoint = newest_checkpoint(run.checkpoints, before=first_skipped + 1).checkpoint
+    if checkpoint is None:
+        return False
+    load_state(checkpoint, state, device.torch_device)
+    if device.ranks.is_first:
+        run.forget_after(state.step)
+    device.ranks.wait()
+    return True
+
+
 def _only(dataset: Dataset, keys: set[str]) -> Dataset:
     samples: tuple[SampleRow, ...] = tuple(row for row in dataset.samples if row.key in keys)
     return replace(dataset, samples=samples)

@@ -12,7 +12,7 @@ from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
 from train.feed import Feed, validation_batch
-from train.plan import Plan
+from train.plan import Plan, go_back
 from train.report import save_masks
 from train.run_folder import RunFolder
 from train.selfcheck import Motion, check_itself
@@ -37,6 +37,7 @@ class Recorder:
     ) -> None:
         self._plan, self._run, self._state, self._device = plan, run, state, device
         self._listener = listener or Listener()
+        self.say = self._listener.say
         self._tracker = Tracker(run, plan.recipe) if device.ranks.is_first else None
         self._motion = Motion.of(state.networks)
         self.rows = run.rows()
@@ -62,6 +63,7 @@ class Recorder:
             "volumes_per_s": volumes / elapsed,
             "data_wait": (feed.waited_s - self._marked_wait_s) / elapsed,
             "skipped": state.skipped,
+            "micro_batch": feed.micro_batch,
             "peak_memory_bytes": self._device.peak_memory_bytes(),
             **self._motion.look(state.networks),
         }
@@ -107,6 +109,12 @@ class Recorder:
             keep=self._plan.recipe.checkpoint.keep,
         )
         self._mark += time.perf_counter() - began
+
+    def go_back(self) -> bool:
+        """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
+        went = go_back(self._run, self._state, self._device)
+        self.rows = self._run.rows()
+        return went
 
     def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:
         """Write the summary, and end the W&B run."""

@@ -4,7 +4,7 @@ Shapes: B volumes, N tokens, V recent volumes, C channels.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import measure, summarise
-from train.errors import NonFiniteError
+from train.diagnostics import Measures, measure, summarise
+from train.errors import MicroBatchError, NonFiniteError
 from train.objective import Batch, Networks, build_networks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
 
@@ -55,34 +55,62 @@ def start_state(recipe: Recipe, device: Device) -> TrainState:
 
 
 def train_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device: Device) -> StepResult:
-    """Accumulate the batch, then update the weights and the target once.
-
-    Each micro-batch counts by its number of volumes, so the gradient is the mean over the whole batch however it is
-    cut and over however many ranks. The gradient's norm is that before clipping. An update that is not finite is left
-    out and counted.
+    """`try_step`, and an update that is not finite is left out and counted.
 
     Raises:
         NonFiniteError: after `train.max_nonfinite` such updates in a row.
     """
+    result = try_step(state, batches, recipe, device)
+    if not result.applied:
+        skip_step(state, recipe, result)
+    return result
+
+
+def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device: Device) -> StepResult:
+    """Accumulate the batch, then update the weights and the target once; not at all if the update is not finite.
+
+    Each micro-batch counts by its number of volumes, so the gradient is the mean over the whole batch however it is
+    cut and over however many ranks. The gradient's norm is that before clipping.
+
+    Raises:
+        MicroBatchError: on all ranks, if memory was too small on one; nothing has changed.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
+    ranks, total = device.ranks, recipe.train.global_batch
+    try:
+        measures = _accumulate(state, batches, recipe, device)
+    except device.out_of_memory as error:
+        measures, said = [], " ".join(str(error).split())[:200]
+    if ranks.any(not measures):
+        _put_back(state, buffers)
+        raise MicroBatchError(said if not measures else "memory was too small on another rank")
+    ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
+    result = _update(state, summarise(measures, ranks), recipe, device)
+    if result.applied:
+        vectors_VC = ranks.gather(torch.cat([one.pooled_BC for one in measures]), total)
+        state.recent_VC = torch.cat([state.recent_VC, vectors_VC])[-WINDOW:]
+        state.step += 1
+        state.skipped_in_a_row = 0
+    else:
+        _put_back(state, buffers)
+    return result
+
+
+def _accumulate(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device: Device) -> list[Measures]:
     measures = []
     for batch in batches:
         with device.autocast():
             outcome = evaluate(state.networks, batch)
         torch.autograd.backward(outcome.loss * len(batch.content_BN) / recipe.train.global_batch)
         measures.append(measure(outcome, batch))
-    ranks, total = device.ranks, recipe.train.global_batch
-    ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
-    result = _update(state, summarise(measures, ranks), recipe, device)
-    if result.applied:
-        vectors_VC = ranks.gather(torch.cat([one.pooled_BC for one in measures]), total)
-        state.recent_VC = torch.cat([state.recent_VC, vectors_VC])[-WINDOW:]
-    else:
-        for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    _count_skips(state, recipe, result)
-    return result
+    return measures
+
+
+def _put_back(state: TrainState, buffers: Sequence[Tensor]) -> None:
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device: Device) -> StepResult:
@@ -97,13 +125,18 @@ def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device
         state.optimizer.step()
         move_target(state.networks.target, state.networks.context, momentum)
     device.end_step()
-    state.step += 1
     return StepResult(summary=summary, grad_norm=grad_norm, lr=lr, momentum=momentum, applied=applied)
 
 
-def _count_skips(state: TrainState, recipe: Recipe, result: StepResult) -> None:
-    state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
-    state.skipped += not result.applied
+def skip_step(state: TrainState, recipe: Recipe, result: StepResult) -> None:
+    """Go on without an update that is not finite.
+
+    Raises:
+        NonFiniteError: after `train.max_nonfinite` in a row.
+    """
+    state.step += 1
+    state.skipped += 1
+    state.skipped_in_a_row += 1
     if state.skipped_in_a_row >= recipe.train.max_nonfinite:
         raise NonFiniteError(
             f"{state.skipped_in_a_row} updates in a row up to step {state.step} were not finite "

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-import train.loop
+import train.attempts
+import train.recorder
 from shards.reader import open_dataset
 from tests.train.conftest import tiny
 from train.loop import pretrain
@@ -20,7 +21,7 @@ def main() -> None:
     out, dataset, values = sys.argv[1:]
     sections = json.loads(values)
     stop_after = sections.pop("stop_after", None)
-    real = train.loop.train_step
+    real = train.attempts.try_step
 
     def step_then_die(state, *arguments):
         result = real(state, *arguments)
@@ -28,7 +29,7 @@ def main() -> None:
             os._exit(9)
         return result
 
-    train.loop.train_step = step_then_die
+    train.attempts.try_step = step_then_die
     train.recorder.save_masks = lambda path, *_, **__: path.write_bytes(b"")
     torch.set_num_threads(1)
     pretrain(tiny(**sections), open_dataset(dataset), Path(out))

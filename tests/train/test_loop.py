@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import train.loop
+import train.attempts
 from shards.reader import open_dataset
 from shards.schema import Sample
 from train.config import Recipe
@@ -41,7 +41,7 @@ def rows_of(run: Path, split: str = "train") -> list[dict[str, Any]]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], None]) -> None:
     """Act in the middle of a step of the loop."""
-    real = train.loop.train_step
+    real = train.attempts.try_step
 
     def step_then_act(state: Any, *arguments: Any) -> Any:
         result = real(state, *arguments)
@@ -49,7 +49,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], No
             act()
         return result
 
-    monkeypatch.setattr(train.loop, "train_step", step_then_act)
+    monkeypatch.setattr(train.attempts, "try_step", step_then_act)
 
 
 def terminate() -> None:

@@ -1,0 +1,129 @@
+"""Steps that fail: done again where that helps, left out and counted where not, and no trace in the weights."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train.attempts
+import train.step
+from shards.reader import open_dataset
+from train.config import Recipe
+from train.errors import NonFiniteError, TrainError
+from train.loop import pretrain
+from train.objective import Batch, Networks, Outcome
+from train.recorder import Listener
+
+
+@pytest.fixture(autouse=True)
+def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.recorder.save_masks", lambda path, *_, **__: path.write_bytes(b""))
+
+
+def last_bytes(run: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((run / "checkpoints/step-00000006").glob("*.safetensors"))]
+
+
+def cut(recipe: Recipe, micro_batch: int) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": micro_batch})})
+
+
+def too_large(limit: int) -> Callable[[Networks, Batch], Outcome]:
+    """A device on which `limit` volumes fit."""
+    real = train.step.evaluate
+
+    def evaluate(networks: Networks, batch: Batch) -> Outcome:
+        outcome = real(networks, batch)  # BatchNorm has moved by now
+        if networks.training and len(batch.content_BN) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return outcome
+
+    return evaluate
+
+
+@pytest.mark.parametrize("limit", [3, 1])
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_weights_are_those_of_the_smaller_one(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    then = {3: 2, 1: 1}[limit]
+    pretrain(cut(recipe, then), open_dataset(tiny_dataset), tmp_path / "a")
+    monkeypatch.setattr(train.step, "evaluate", too_large(limit))
+    heard: list[str] = []
+    pretrain(cut(recipe, 4), open_dataset(tiny_dataset), tmp_path / "b", Listener(say=heard.append))
+    assert last_bytes(tmp_path / "a") == last_bytes(tmp_path / "b")
+    halved = [line for line in heard if "out of memory" in line]
+    assert halved[-1].startswith("step 1: CUDA out of memory. Tried to allocate 20.00 GiB.; from here on train.micro_b")
+    assert f"micro_batch is {then}, and the global batch of 4 stays" in halved[-1]
+    rows = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
+    assert {row["micro_batch"] for row in rows if row["split"] == "train"} == {then}
+
+
+def test_when_one_volume_does_not_fit_it_is_said_what_would(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.step, "evaluate", too_large(0))
+    with pytest.raises(TrainError, match=r"micro-batch of one volume does not fit .*raise data\.pool"):
+        pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool]) -> list[int]:
+    """Make updates not finite: `spoiled(number of the attempt, step)`; returns the steps of all attempts."""
+    real, steps = train.attempts.try_step, []
+
+    def try_step(state: Any, batches: Any, *rest: Any) -> Any:
+        steps.append(state.step)
+        if spoiled(len(steps) - 1, state.step):
+            batches = (replace(one, context_BDHW=one.context_BDHW * math.nan) for one in batches)
+        return real(state, batches, *rest)
+
+    monkeypatch.setattr(train.attempts, "try_step", try_step)
+    return steps
+
+
+def test_what_passes_leaves_no_trace(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "a")
+    steps = spoil(monkeypatch, lambda attempt, _step: attempt in {0, 3, 7})
+    heard: list[str] = []
+    summary = pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "b", Listener(say=heard.append))
+    assert steps == [0, 0, 1, 2, 2, 3, 4, 5, 5]
+    assert last_bytes(tmp_path / "a") == last_bytes(tmp_path / "b")
+    assert (summary["skipped"], sum("once more" in line for line in heard)) == (0, 3)
+
+
+def test_what_does_not_pass_is_left_out_and_counted(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda _attempt, step: step == 2)
+    heard: list[str] = []
+    summary = pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
+    assert (summary["step"], summary["skipped"]) == (6, 1)
+    assert "step 3 is left out: its update is not finite." in heard
+
+
+def test_too_many_in_a_row_go_back_to_the_last_good_checkpoint_once(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 4 and 5 fail, and pass after the run has gone back to the checkpoint of step 2."""
+    recipe = make_recipe(train={"max_nonfinite": 2})
+    pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "a")
+    with monkeypatch.context() as patch:
+        steps = spoil(patch, lambda attempt, _step: 3 <= attempt < 7)
+        heard: list[str] = []
+        summary = pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "b", Listener(say=heard.append))
+    assert steps == [0, 1, 2, 3, 3, 4, 4, 2, 3, 4, 5]
+    assert any(line.endswith("Going back to step 2, once.") for line in heard)
+    assert last_bytes(tmp_path / "a") == last_bytes(tmp_path / "b")
+    rows = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert summary["skipped"] == 0
+
+    spoil(monkeypatch, lambda _attempt, step: step >= 3)
+    with pytest.raises(NonFiniteError, match="2 updates in a row up to step 5"):
+        pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "c")
