@@ -4,8 +4,10 @@ import os
 import sys
 from dataclasses import replace
 
+from fovea.leave import leave_after
 
-def main() -> int:
+
+def main() -> None:
     """SOURCE DATASET GEOMETRY SHARD_BYTES [--append] [Beam options]."""
     from beam_jobs.launch import run_ingest
     from beam_jobs.options import beam_options, make_job
@@ -16,8 +18,7 @@ def main() -> int:
         do_everything_twice()
     job = replace(make_job(source, dataset, geometry=geometry), target_shard_bytes=int(shard_bytes))
     run_ingest(job, beam_options(extra), append="--append" in sys.argv)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_after(main)

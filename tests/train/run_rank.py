@@ -12,6 +12,7 @@ import torch
 
 import train.attempts
 import train.recorder
+from fovea.leave import leave_after
 from shards.reader import open_dataset
 from tests.train.conftest import tiny
 from train.loop import pretrain
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave_after(main)
