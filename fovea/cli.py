@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "pretrain": "train",
     "embed": "eval",
     "probe": "eval",
+    "export": "train",
 }
 """Sub-command -> the extra that installs what it needs. Each is `fovea/<name>.py` with a function `command`."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from train.config import Recipe
 from train.encoder import Encoder
 from train.errors import CheckpointError, RecipeError
+from train.presets import encoder_config
 from train.recipe import parse_recipe
 from train.step import TrainState
 
@@ -24,6 +25,7 @@ FORMAT: Final = 1
 FILES: Final = ("encoder.safetensors", "target.safetensors", "state.safetensors")
 STATE_FILE: Final = "state.json"
 CHECKPOINTS: Final = "checkpoints"
+Which = Literal["target", "context"]
 logger = logging.getLogger("fovea.train")
 
 
@@ -143,9 +145,7 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
     state.step, state.skipped, state.skipped_in_a_row = checkpoint.step, checkpoint.skipped, 0
 
 
-def load_encoder(
-    run_or_checkpoint: str | os.PathLike[str], *, which: Literal["target", "context"] = "target"
-) -> tuple[Encoder, Recipe]:
+def load_encoder(run_or_checkpoint: str | os.PathLike[str], *, which: Which = "target") -> tuple[Encoder, Recipe]:
     """An encoder in evaluation mode and the resolved recipe that it was trained with.
 
     Args:
@@ -155,15 +155,24 @@ def load_encoder(
     Raises:
         CheckpointError: if there is no checkpoint, or none that is whole.
     """
-    path = Path(run_or_checkpoint)
-    checkpoint = read_checkpoint(path) if (path / STATE_FILE).is_file() else _newest_of_run(path)
-    encoder = Encoder(checkpoint.recipe)
+    checkpoint = open_checkpoint(run_or_checkpoint)
+    encoder = Encoder(encoder_config(checkpoint.recipe))
     name = "target.safetensors" if which == "target" else "encoder.safetensors"
     try:
         encoder.load_state_dict(_load_tensors(checkpoint.path, name, torch.device("cpu")))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the encoder of its recipe: {error}.") from error
     return encoder.eval(), checkpoint.recipe
+
+
+def open_checkpoint(run_or_checkpoint: str | os.PathLike[str]) -> Checkpoint:
+    """One checkpoint folder, or the newest whole checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or none that is whole.
+    """
+    path = Path(run_or_checkpoint)
+    return read_checkpoint(path) if (path / STATE_FILE).is_file() else _newest_of_run(path)
 
 
 def _newest_of_run(run: Path) -> Checkpoint:

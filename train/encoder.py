@@ -1,18 +1,68 @@
-"""The 3-D vision transformer.
+"""The 3-D vision transformer. This file needs torch and nothing of ours: `fovea export` gives it away with the weights.
 
-Shapes: B volumes, D H W voxels (B-scan, axial, A-scan), N tokens of the grid, K tokens of a chosen subset,
-P voxels of a patch, C channels, E heads, F channels of a head, A axes.
+Shapes: B volumes, D H W voxels (B-scan, axial, A-scan), N tokens of the grid, K tokens of a chosen subset, P voxels of
+a patch, C channels, A axes, E heads, F channels of a head, R rotated pairs of them.
+
+Positions are rotary in three axes (RoFormer, Su et al. 2021, extended per axis as in V-JEPA 2): a head's channels are
+split into A groups of pairs, and each group is turned by angles of its own axis, so that the product of a query and a
+key depends on their difference of position only. Channels left over are not turned.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.config import Recipe
-from train.presets import dimensions, positions
-from train.rotary import Rotation, grid_positions, rotate, rotation
+BASE = 10_000.0  # RoFormer; the slowest pair turns by 1/BASE radian per step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """What the weights alone do not say. `token_grid` and `patch` are `[D, H, W]`, in tokens and in voxels.
+
+    `table`: positions are learned instead of rotary. `reference_mm`: the spacing that counts as one step of the grid
+    for rotary positions in mm; None: positions are indices of the grid.
+    """
+
+    dim: int
+    depth: int
+    head_dim: int
+    patch: tuple[int, int, int]
+    token_grid: tuple[int, int, int]
+    table: bool = False
+    reference_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """Cosine and sine of the angles, float32 `[B, 1, N, R]`, ready to meet `[B, E, N, R]`."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def grid_positions(token_grid: tuple[int, int, int], *, device: torch.device) -> Tensor:
+    """Grid indices of every token in row-major order: float32 `[N, A]`."""
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in token_grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def rotation(positions_BNA: Tensor, head_dim: int) -> Rotation:
+    """Angles of tokens: `head_dim // 6` pairs for each axis."""
+    pairs = head_dim // 6
+    frequency_R = BASE ** -(torch.arange(pairs, device=positions_BNA.device, dtype=torch.float32) / pairs)
+    angle_BNR = (positions_BNA[..., None] * frequency_R).flatten(-2)
+    return Rotation(cos=angle_BNR.cos()[:, None], sin=angle_BNR.sin()[:, None])
+
+
+def rotate(x_BENF: Tensor, by: Rotation) -> Tensor:
+    """Turn the channel pairs (i, R + i) of queries or keys; the last F - 2R channels stay."""
+    R = by.cos.shape[-1]
+    first, second, rest = x_BENF[..., :R], x_BENF[..., R : 2 * R], x_BENF[..., 2 * R :]
+    turned = [first * by.cos - second * by.sin, first * by.sin + second * by.cos]  # float32, also under bf16
+    return torch.cat([*(part.to(x_BENF.dtype) for part in turned), rest], dim=-1)
 
 
 class Attention(nn.Module):
@@ -58,20 +108,16 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Volumes to tokens: patches, positions, blocks, a last norm."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        size = dimensions(recipe.model)
-        self.dim = size.dim
-        self.patch = recipe.model.patch
-        self.token_grid = recipe.token_grid
-        self.head_dim = recipe.model.head_dim
-        self.reference_mm = recipe.model.rope_reference_mm
-        self.patchify = nn.Linear(math.prod(self.patch), size.dim)
-        self.mask_token = nn.Parameter(torch.zeros(size.dim))
-        has_table = positions(recipe) == "table"
-        self.table_NC = nn.Parameter(torch.zeros(recipe.num_tokens, size.dim)) if has_table else None
-        self.blocks = nn.ModuleList(Block(size.dim, self.head_dim) for _ in range(size.depth))
-        self.norm = nn.LayerNorm(size.dim)
+        self.dim, self.head_dim = config.dim, config.head_dim
+        self.patch, self.token_grid = config.patch, config.token_grid
+        self.reference_mm = config.reference_mm
+        self.patchify = nn.Linear(math.prod(self.patch), self.dim)
+        self.mask_token = nn.Parameter(torch.zeros(self.dim))
+        self.table_NC = nn.Parameter(torch.zeros(math.prod(self.token_grid), self.dim)) if config.table else None
+        self.blocks = nn.ModuleList(Block(self.dim, self.head_dim) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(self.dim)
         initialise(self)
 
     def forward(
@@ -125,15 +171,6 @@ class Encoder(nn.Module):
         if keep_BK is not None:
             positions_BNA = take_tokens(positions_BNA.expand(len(keep_BK), -1, -1), keep_BK)
         return rotation(positions_BNA, self.head_dim)
-
-
-def build_encoder(recipe: Recipe, *, seed: int | None = None) -> Encoder:
-    """An encoder with random weights; with a seed, always the same ones."""
-    if seed is None:
-        return Encoder(recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(recipe)
 
 
 def patches(x_BDHW: Tensor, patch: tuple[int, int, int]) -> Tensor:

@@ -37,6 +37,12 @@ class MicroBatchError(TrainError):
     """A micro-batch did not fit into memory, on some rank; nothing was changed by it."""
 
 
+class ExportError(TrainError):
+    """There is no place for an exported encoder."""
+
+    exit_code = 2
+
+
 class NonFiniteError(TrainError):
     """Too many updates in a row had a loss or a gradient that is not finite."""
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.config import ObjectiveName, Recipe
-from train.encoder import Encoder, take_tokens
+from train.encoder import Encoder, Rotation, take_tokens
 from train.masks import TokenMasks
 from train.predictor import MlpPredictor, TransformerPredictor
-from train.rotary import Rotation
+from train.presets import encoder_config
 from train.seeding import fold
 
 
@@ -25,9 +25,9 @@ class Networks(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.objective: ObjectiveName = recipe.objective.name
-        self.context = Encoder(recipe)
+        self.context = Encoder(encoder_config(recipe))
         self.predictor = TransformerPredictor(recipe) if self.objective == "vjepa" else MlpPredictor(recipe)
-        self.target = Encoder(recipe)
+        self.target = Encoder(encoder_config(recipe))
         self.target.load_state_dict(self.context.state_dict())
         self.target.requires_grad_(False)
 
@@ -42,6 +42,15 @@ def build_networks(recipe: Recipe) -> Networks:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(recipe.train.seed, "weights"))
         return Networks(recipe)
+
+
+def build_encoder(recipe: Recipe, *, seed: int | None = None) -> Encoder:
+    """An encoder with random weights; with a seed, always the same ones."""
+    if seed is None:
+        return Encoder(encoder_config(recipe))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(encoder_config(recipe))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from train.config import Recipe
-from train.encoder import Block, initialise
+from train.encoder import Block, Rotation, initialise
 from train.presets import dimensions
 from train.ranks import sum_over_ranks
-from train.rotary import Rotation
 
 
 class TransformerPredictor(nn.Module):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from train.config import ModelConfig, Preset, Recipe
+from train.encoder import EncoderConfig
 from train.errors import RecipeError
 
 
@@ -45,6 +46,24 @@ def dimensions(model: ModelConfig) -> Dimensions:
                 f"choose one that is, e.g. {model.head_dim * max(1, width // model.head_dim)}."
             )
     return chosen
+
+
+def encoder_config(recipe: Recipe) -> EncoderConfig:
+    """The encoder that a recipe asks for.
+
+    Raises:
+        RecipeError: if a width is not a whole number of heads.
+    """
+    size = dimensions(recipe.model)
+    return EncoderConfig(
+        dim=size.dim,
+        depth=size.depth,
+        head_dim=recipe.model.head_dim,
+        patch=recipe.model.patch,
+        token_grid=recipe.token_grid,
+        table=positions(recipe) == "table",
+        reference_mm=recipe.model.rope_reference_mm,
+    )
 
 
 def positions(recipe: Recipe) -> str:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from train.config import Recipe
-from train.encoder import Encoder, build_encoder, num_parameters, patches, take_tokens
+from train.encoder import Encoder, grid_positions, num_parameters, patches, rotate, rotation, take_tokens
+from train.objective import build_encoder
+from train.presets import encoder_config
 from train.recipe import load_recipe
-from train.rotary import grid_positions, rotate, rotation
 
 
 def formula(dim: int, depth: int, tokens: int, patch_voxels: int) -> int:
@@ -22,7 +23,7 @@ def formula(dim: int, depth: int, tokens: int, patch_voxels: int) -> int:
 def test_the_number_of_parameters_is_counted_and_true(preset: str, positions: str, millions: float) -> None:
     recipe = load_recipe("vjepa-base", [f"model.preset={preset}", f"model.positions={positions}"])
     with torch.device("meta"):
-        encoder = Encoder(recipe)
+        encoder = Encoder(encoder_config(recipe))
     tokens = 9216 if positions == "table" else 0
     count = num_parameters(encoder)
     assert count == formula(encoder.dim, len(encoder.blocks), tokens, 4 * 16 * 16)
