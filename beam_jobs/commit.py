@@ -43,7 +43,7 @@ def commit_dataset(
     columns = to_columns(sources=sources, samples=samples, shards=shards)
     check_rows(columns)
     header = describe(job, columns, other_files)
-    remove_strays(job, set(columns.shards.column("shard").to_pylist()))
+    remove_strays(job, {f"shards/{name}" for name in columns.shards.column("shard").to_pylist()})
     commit_columns(job.dataset, columns, header)
     clear_staging(job)
 
@@ -119,9 +119,8 @@ def check_rows(tables: Tables | Columns) -> None:
         raise JobError("rows of files, samples and shards do not agree. This is a defect of fovea.")
 
 
-def remove_strays(job: IngestJob, committed: Collection[str]) -> None:
+def remove_strays(job: IngestJob, kept: Collection[str]) -> None:
     """Shards and half-written files of an earlier, interrupted run are no part of this dataset."""
-    kept = {f"shards/{name}" for name in committed}
     for name in names_below(job.dataset):
         in_rooms = name.startswith(("shards/", "manifests/"))
         if (in_rooms and name not in kept) or ("/" not in name and name.startswith(HALF_WRITTEN)):

@@ -96,9 +96,9 @@ def _move_in(job: IngestJob, place: str, success: bytes) -> None:
     remove(f"{job.dataset}/_SUCCESS")
     for name in sorted(coming):
         move(f"{place}/shards/{name}", f"{job.dataset}/shards/{name}")
-    manifests = ready.info["manifests"]
-    remove_strays(job, names | set(manifests))
-    for name in (*(f"manifests/{name}" for name in manifests), "dataset.json"):
+    manifests = [f"manifests/{name}" for name in ready.info["manifests"]]
+    remove_strays(job, {*(f"shards/{name}" for name in names), *manifests})
+    for name in (*manifests, "dataset.json"):
         publish(f"{job.dataset}/{name}", read_bytes(f"{place}/{name}"), replace=True)
     publish(f"{job.dataset}/_SUCCESS", success, replace=True)
 

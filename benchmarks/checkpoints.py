@@ -96,7 +96,7 @@ def kill_once(folder: Path, state: TrainState, after_s: float) -> tuple[int, int
         steps = [int(line) for line in said if line.endswith("\n")]
     in_a_save = any(folder.glob(".tmp-*"))
     newest = newest_checkpoint(folder).checkpoint
-    found = newest.step if newest else 0
+    found = newest.step if newest else -1
     if newest:
         load_state(newest, state, torch.device("cpu"))
         if state.networks.context.mask_token[0].item() != found:
@@ -108,16 +108,17 @@ def run_kills(count: int, seed: int, folder: Path) -> list[Promise]:
     """Kill `count` saving processes, each going on from what the one before left."""
     rng, state = random.Random(seed), fresh_state()
     save_checkpoint(folder, state, recipe(), dataset_sha256="", keep=KEEP)
-    lost, in_saves = [], 0
+    lost, in_saves, loaded = [], 0, 0
     for _ in range(count):
         said, found, in_a_save = kill_once(folder, state, rng.uniform(0.0, LONGEST_S))
         lost.append(said - found)
+        loaded += found >= 0
         in_saves += in_a_save
     print(table(("kills", "in the middle of a save", "checkpoints saved"), [(count, in_saves, state.step)]))
     return [
-        Promise(text="the newest whole checkpoint loads", found=f"{count} of {count}", kept=len(lost) == count),
+        Promise(text="the newest whole checkpoint loads", found=f"{loaded} of {count}", kept=loaded == count),
         Promise(text="no save that was done is lost", found=str(max(lost)), kept=max(lost) <= 0),
-        Promise(text="kills fell into saves", found=str(in_saves), kept=in_saves > count // 4),
+        Promise(text="kills fell into saves", found=str(in_saves), kept=in_saves > count // 10),
     ]
 
 

@@ -6,6 +6,7 @@ done (https://github.com/python/cpython/issues/87135). So the last `atexit` func
 """
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class _Ending:
     status: int = 1
 
     def leave(self) -> None:
+        logging.shutdown()  # registered by its import, before us
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

@@ -1,5 +1,6 @@
 """Samples of a training run, read ahead by worker processes; the only module of this room that knows torch."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Final
@@ -108,6 +109,10 @@ def _as_is(read: Read | ShardError) -> Read | ShardError:
 
 
 def _leave_signals(_worker: int) -> None:
-    """Ctrl-C is the run's to answer; SIGTERM ends a reader, also where the run that it was forked from catches it."""
+    """What is sent to the run's group (Ctrl-C, torchrun's SIGTERM) is the run's to answer, which its readers outlive.
+
+    One that is meant for a reader ends it, also where the run that it was forked from catches it.
+    """
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -25,7 +25,7 @@ class Stepper:
     say: Callable[[str], None]
 
     def step(self) -> StepResult:
-        """The next step. Where memory is too small the micro-batch is halved, for good, and the global batch kept.
+        """The next step. Where memory is too small the micro-batch is halved until the process ends; the batch stays.
 
         An update that is not finite is computed once more: a bit that flipped does not come back. What is not finite
         again is left out, and counted.

@@ -36,6 +36,7 @@ class Checkpoint:
     path: Path
     step: int
     skipped: int
+    skipped_in_a_row: int
     recipe: Recipe
     dataset_sha256: str
 
@@ -97,6 +98,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path=path,
         step=int(body["step"]),
         skipped=int(body["skipped"]),
+        skipped_in_a_row=int(body.get("skipped_in_a_row", 0)),
         recipe=recipe,
         dataset_sha256=body["dataset_sha256"],
     )
@@ -142,7 +144,8 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
         state.recent_VC = rest["recent_VC"]
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the networks of its recipe: {error}.") from error
-    state.step, state.skipped, state.skipped_in_a_row = checkpoint.step, checkpoint.skipped, 0
+    state.step, state.skipped = checkpoint.step, checkpoint.skipped
+    state.skipped_in_a_row = checkpoint.skipped_in_a_row
 
 
 def load_encoder(run_or_checkpoint: str | os.PathLike[str], *, which: Which = "target") -> tuple[Encoder, Recipe]:
@@ -191,6 +194,7 @@ def _write_files(folder: Path, state: TrainState, recipe: Recipe, dataset_sha256
         "format": FORMAT,
         "step": state.step,
         "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
         "recipe": recipe.model_dump(mode="json"),
         "dataset_sha256": dataset_sha256,
         "files": written,
@@ -277,6 +281,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def forget_checkpoints(folder: Path, after: int) -> None:
+    """Remove those of later steps, which a run that went back has left; the newest first."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if path.name > f"step-{after:08d}":
+            shutil.rmtree(path)
 
 
 def _prune(folder: Path, keep: int | None) -> None:

@@ -5,12 +5,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shards.reader import Dataset
 from train.attempts import Stepper
 from train.config import Recipe
 from train.device import Device, open_device
 from train.encoder import num_parameters
-from train.errors import DeviceError, NonFiniteError, TrainError, TrainingStoppedError
+from train.errors import (
+    DeviceError,
+    NonFiniteError,
+    RunFolderError,
+    TrainError,
+    TrainingStoppedError,
+    ValidationError,
+)
 from train.feed import Feed
 from train.plan import Plan, plan_run, resume
 from train.ranks import Ranks
@@ -39,18 +48,23 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     state = start_state(plan.recipe, device)
     for sentence in (*resume(run, state, plan, device), *describe(plan, state, device)):
         say(sentence)
+    check_together(state, ranks)
     finished = run.read_summary()
     if finished and finished["status"] == "finished" and state.step == plan.recipe.train.max_steps:
         say(f"{out} is finished: nothing to do.")
+        ranks.leave()
         return finished
     recorder = Recorder(plan, run, state, device, listener)
     try:
         train(plan, state, device, recorder)
     except TrainingStoppedError:
         recorder.close("stopped")
+        ranks.leave()  # a rank that ends has torchrun end the others: not before the first has written all
         raise
-    except TrainError:
+    except TrainError as error:
         recorder.close("failed", failed=True)
+        if isinstance(error, NonFiniteError | ValidationError):
+            ranks.leave()  # every rank has it
         raise
     summary = recorder.close("finished")
     ranks.leave()
@@ -81,7 +95,8 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
                 continue
             report(result, state, feed, recipe, recorder)
             stopped = device.ranks.any(stop.is_set())
-            if due(state, recipe, recipe.checkpoint.every_steps) or stopped:
+            is_good = state.skipped_in_a_row == 0
+            if (due(state, recipe, recipe.checkpoint.every_steps) and is_good) or stopped or is_last(state, recipe):
                 recorder.save()
             if stopped and state.step < recipe.train.max_steps:
                 raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
@@ -124,9 +139,28 @@ def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
         raise DeviceError(f"`methods` needs as many volumes on each rank: {batch} do not divide by {world} ranks.")
 
 
+def check_together(state: TrainState, ranks: Ranks) -> None:
+    """Whether all ranks go on from the same step.
+
+    Raises:
+        RunFolderError: if they do not see one run folder.
+    """
+    steps = torch.tensor([float(state.step)], dtype=torch.float64)
+    ranks.add_up([steps])
+    if steps.item() != state.step * ranks.world_size:
+        raise RunFolderError(
+            f"rank {ranks.rank} would go on from step {state.step}, others from elsewhere: share --out."
+        )
+
+
 def due(state: TrainState, recipe: Recipe, every_steps: int) -> bool:
     """Every so many steps, and at the last."""
-    return state.step % every_steps == 0 or state.step == recipe.train.max_steps
+    return state.step % every_steps == 0 or is_last(state, recipe)
+
+
+def is_last(state: TrainState, recipe: Recipe) -> bool:
+    """Whether the run is over."""
+    return state.step == recipe.train.max_steps
 
 
 def describe(plan: Plan, state: TrainState, device: Device) -> Iterator[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from shards.reader import Dataset
 from shards.schema import SampleRow
 from train.budget import fit_budget
-from train.checkpoint import load_state, newest_checkpoint
+from train.checkpoint import forget_checkpoints, load_state, newest_checkpoint
 from train.config import Recipe
 from train.data import select
 from train.device import Device
@@ -91,7 +91,9 @@ def go_back(run: RunFolder, state: TrainState, device: Device) -> bool:
     if checkpoint is None:
         return False
     load_state(checkpoint, state, device.torch_device)
+    device.ranks.wait()
     if device.ranks.is_first:
+        forget_checkpoints(run.checkpoints, after=state.step)
         run.forget_after(state.step)
     device.ranks.wait()
     return True

@@ -58,16 +58,16 @@ class SharedBatchNorm(nn.BatchNorm1d):
         """Of as many rows on every rank."""
         if not self.training or not distributed.is_initialized():
             return super().forward(x_VC)
-        sums = sum_over_ranks(torch.stack([x_VC.sum(0), x_VC.square().sum(0)]).float())
-        count = len(x_VC) * distributed.get_world_size()
-        mean_C, square_C = sums / count
-        var_C = square_C - mean_C.square()
+        rows_VC = x_VC.float()  # bfloat16 would lose the variance of rows that have much in common
+        count = len(rows_VC) * distributed.get_world_size()
+        mean_C = sum_over_ranks(rows_VC.sum(0)) / count
+        var_C = sum_over_ranks((rows_VC - mean_C).square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]  # all three are there: statistics are tracked
             self.running_mean.lerp_(mean_C, self.momentum)  # type: ignore[union-attr,arg-type]
             self.running_var.lerp_(var_C * count / (count - 1), self.momentum)  # type: ignore[union-attr,arg-type]
-        scaled: Tensor = (x_VC - mean_C) * torch.rsqrt(var_C + self.eps) * self.weight + self.bias
-        return scaled
+        scaled: Tensor = (rows_VC - mean_C) * torch.rsqrt(var_C + self.eps) * self.weight + self.bias
+        return scaled.to(x_VC.dtype)
 
 
 class MlpPredictor(nn.Module):

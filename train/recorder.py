@@ -114,6 +114,8 @@ class Recorder:
         """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
         went = go_back(self._run, self._state, self._device)
         self.rows = self._run.rows()
+        self._motion = Motion.of(self._state.networks)
+        self._marked_step, self._mark = self._state.step, time.perf_counter()
         return went
 
     def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class Tracker:
         if self._wandb_run is not None:
             prefix = f"{row['split']}/"
             numbers = {prefix + name: value for name, value in row.items() if isinstance(value, int | float)}
-            self._wandb_run.log(numbers, step=row["step"])
+            raised = {f"{prefix}alarm/{name}": 1 for name in row["alarms"]}
+            self._wandb_run.log(numbers | raised, step=row["step"])
 
     def picture(self, path: Path, step: int) -> None:
         """Log a PNG of the media folder."""

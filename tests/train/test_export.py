@@ -1,4 +1,4 @@
-"""An exported encoder, used by the lines of its own README in a Python that cannot see fovea."""
+"""An exported encoder, used by the lines of its own README in a Python that imports nothing of fovea."""
 
 import json
 import subprocess

@@ -56,6 +56,7 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
         "train": {"micro_batch": 4, "max_steps": 3},
         "checkpoint": {"every_steps": 1},
         "augment": {"shift_voxels": (1, 4, 4), "noise": 0.1},
+        "optim": {"lr": 1e-3, "ema_start": 0.9, "grad_clip": 1e6},
     }
     pretrain(tiny(**sections), open_dataset(tiny_dataset), tmp_path / "one")
     assert run(2, tmp_path / "two", tiny_dataset, **sections) == 0
@@ -64,9 +65,12 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
     moments = [name for name in one if name.endswith("exp_avg")]
     assert len(moments) > 10
     for moment in moments:
-        torch.testing.assert_close(two[moment], one[moment], rtol=1e-5, atol=1e-6)
+        largest = float(one[moment].abs().max())  # 0 for a bias before BatchNorm
+        torch.testing.assert_close(two[moment], one[moment], rtol=0, atol=1e-5 * largest + 1e-9)
     for alone, together in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        for column in ("step", "samples", "loss", "cosine", "token_cosine", "masked_share"):
+        for column in ("step", "samples", "loss", "cosine", "token_cosine", "masked_share", "grad_norm"):
+            if column == "grad_norm" and alone["split"] == "val":
+                continue
             assert together[column] == pytest.approx(alone[column], rel=1e-3, abs=1e-5), column
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert (summary["ranks"], summary["samples"]) == (2, 12)
