@@ -67,9 +67,11 @@ def test_a_dataset_without_success_ends_with_code_1(
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_process_with_code_143_after_saving(tmp_path: Path, tiny_dataset: str) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_ends_the_process_with_code_143_after_saving(tmp_path: Path, tiny_dataset: str, workers: int) -> None:
     run = tmp_path / "run"
-    arguments = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(run), *SMALL, *LONG]
+    readers = ["--set", f"data.workers={workers}"]
+    arguments = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(run), *SMALL, *LONG, *readers]
     process = subprocess.Popen(
         [sys.executable, "-m", "fovea", "pretrain", *arguments],
         stdout=subprocess.PIPE,
@@ -77,11 +79,12 @@ def test_sigterm_ends_the_process_with_code_143_after_saving(tmp_path: Path, tin
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
+        start_new_session=True,
     )
     while not (run / "metrics.jsonl").exists() or '"step": 5' not in (run / "metrics.jsonl").read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as torchrun and shells do: readers get it too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "the same command resumes" in err
