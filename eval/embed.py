@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.errors import EmbeddingsError
 from eval.store import INTENSITY_COLUMNS, TEXT_COLUMNS, Embeddings, Matrix, check_replaceable, write_embeddings
-from shards.reader import Dataset, Order, iterate, open_dataset
+from shards.reader import Dataset, iterate, open_dataset
 from shards.schema import Sample, SampleRow
 from train.checkpoint import CHECKPOINTS, STATE_FILE, Checkpoint, load_encoder, newest_checkpoint, read_checkpoint
 from train.device import open_device
@@ -116,7 +116,7 @@ def _features(
 
 
 def _batches(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
-    stream = iterate(dataset, Order(seed=0, shuffle=False))
+    stream = iterate(dataset)
     while batch := list(islice(stream, size)):
         yield batch
 

@@ -1,13 +1,13 @@
 """Opening a dataset and reading its samples, from a path or from any address that fsspec knows.
 
-Nothing here needs torch; `shards.loader` puts a torch `IterableDataset` on top.
+Nothing here needs torch; `shards.loader` reads ahead for a training run.
 """
 
 import difflib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -280,45 +280,7 @@ def _corrupt(dataset: Dataset, row: SampleRow, what: str) -> DatasetCorruptError
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """Which samples a reader gets, and in what order.
-
-    All readers of a run share `seed` and `epoch`; together they read every sample exactly once an epoch.
-    Ranks, and the workers of a rank, may differ by one sample.
-    """
-
-    seed: int
-    epoch: int = 0
-    rank: int = 0
-    world_size: int = 1
-    worker: int = 0
-    num_workers: int = 1
-    shuffle: bool = True
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.rank < self.world_size and 0 <= self.worker < self.num_workers):
-            raise UnknownSelectionError(
-                f"rank {self.rank} of {self.world_size} with worker {self.worker} of {self.num_workers} does not exist."
-            )
-
-
-def order_rows(rows: Sequence[SampleRow], order: Order) -> tuple[SampleRow, ...]:
-    """The rows of one reader, in order.
-
-    Shuffled, rows are sorted by sha256 of `seed:epoch:key`: the order needs no generator whose stream may change
-    with the version of numpy, and does not depend on the order of `rows` or on how many there are. Then rank r
-    takes every `world_size`-th from r, and worker w of these every `num_workers`-th from w.
-    """
-    ordered = sorted(rows, key=lambda row: _place(row, order)) if order.shuffle else list(rows)
-    return tuple(ordered[order.rank :: order.world_size][order.worker :: order.num_workers])
-
-
-def _place(row: SampleRow, order: Order) -> bytes:
-    return hashlib.sha256(f"{order.seed}:{order.epoch}:{row.key}".encode()).digest()
-
-
-def iterate(dataset: Dataset, order: Order) -> Iterator[Sample]:
-    """Read the samples of one reader, in order."""
-    for row in order_rows(dataset.samples, order):
+def iterate(dataset: Dataset) -> Iterator[Sample]:
+    """Read every sample in key order; training has an order of its own (`shards.order`)."""
+    for row in dataset.samples:
         yield read_sample(dataset, row)

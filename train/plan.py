@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from shards.reader import Dataset
 from shards.schema import SampleRow
 from train.budget import fit_budget
-from train.checkpoint import forget_checkpoints, load_state, newest_checkpoint
+from train.checkpoint import Checkpoint, forget_checkpoints, load_state, newest_checkpoint
 from train.config import Recipe
 from train.data import select
 from train.device import Device
@@ -73,10 +73,7 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
             f"{run.path} was trained on other samples than this dataset and these filters give: resume it with "
             "its own dataset, or choose another --out."
         )
-    load_state(checkpoint, state, device.torch_device)
-    if device.ranks.is_first:
-        run.forget_after(state.step)
-    device.ranks.wait()
+    _put_back(checkpoint, run, state, device)
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
 
 
@@ -90,13 +87,19 @@ def go_back(run: RunFolder, state: TrainState, device: Device) -> bool:
     checkpoint = newest_checkpoint(run.checkpoints, before=first_skipped + 1).checkpoint
     if checkpoint is None:
         return False
-    load_state(checkpoint, state, device.torch_device)
-    device.ranks.wait()
+    _put_back(checkpoint, run, state, device)
     if device.ranks.is_first:
         forget_checkpoints(run.checkpoints, after=state.step)
-        run.forget_after(state.step)
     device.ranks.wait()
     return True
+
+
+def _put_back(checkpoint: Checkpoint, run: RunFolder, state: TrainState, device: Device) -> None:
+    """The state of a checkpoint, and the rows up to it; all ranks have read it when one goes on."""
+    load_state(checkpoint, state, device.torch_device)
+    if device.ranks.is_first:
+        run.forget_after(state.step)
+    device.ranks.wait()
 
 
 def _only(dataset: Dataset, keys: set[str]) -> Dataset:
