@@ -1,11 +1,12 @@
 """A cohort of any number of files as rows only: what a listing, the probe and the packing would give of it."""
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, ClassVar, Final
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
@@ -256,15 +257,17 @@ def manifest_lines(num_files: int) -> Iterator[bytes]:
 
 
 class Listing(AbstractFileSystem):
-    """A store that holds the cohort's listing, and the bytes of its `manifest.tsv`."""
+    """A store that holds the cohort's listing, and on disk the bytes of its `manifest.tsv`."""
 
     protocol = "rows"
     cachable = False
+    manifests: ClassVar[dict[str, BinaryIO]] = {}
 
     @classmethod
     def url(cls, num_files: int) -> str:
-        """The address of a cohort of so many files."""
+        """The address of a cohort of so many files, whose manifest is written."""
         fsspec.register_implementation("rows", cls, clobber=True)
+        cls().info(str(num_files))
         return f"rows://{num_files}"
 
     def isdir(self, path: str) -> bool:
@@ -277,8 +280,22 @@ class Listing(AbstractFileSystem):
         listing = {f"{root}/{file.path}": _info(f"{root}/{file.path}", file.bytes) for file in entries(int(root))}
         return listing | {f"{root}/{MANIFEST}": _info(f"{root}/{MANIFEST}", 1)}
 
-    def _open(self, path: str, *_: Any, **__: Any) -> BinaryIO:
-        return BytesIO(b"".join(manifest_lines(int(path.strip("/").partition("/")[0]))))
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Of the manifest, the one file that anybody opens."""
+        return _info(path, os.fstat(self._manifest(path).fileno()).st_size)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        """Bytes of the manifest."""
+        file = self._manifest(path)
+        return os.pread(file.fileno(), (end or 0) - (start or 0), start or 0)
+
+    def _manifest(self, path: str) -> BinaryIO:
+        root = path.strip("/").partition("/")[0]
+        if root not in self.manifests:
+            file = self.manifests[root] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
+            file.writelines(manifest_lines(int(root)))
+            file.flush()
+        return self.manifests[root]
 
 
 def _info(name: str, size: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,3 +112,11 @@ def test_two_files_never_share_a_sample(tmp_path: Path) -> None:
     rows = [source(0), source(1, key=source(0).key)]
     with pytest.raises(JobError, match="1 samples have the key of another"):
         commit_dataset(job_at(tmp_path), sources=rows, samples=[sample(0)], shards=shard(2), other_files={})
+
+
+def test_each_step_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    scale = importlib.import_module("scale")
+    table, broken = scale.run((240,), tuple(scale.STEPS))
+    assert all(f"| {step} | 240 |" in table for step in scale.STEPS)
+    assert broken == []
