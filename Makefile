@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+XLA := .venv-xla
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: install demo test lint format docs conformance geometry signal guard-cost fuzz soak scale memory bench locks image-lines clean
+.PHONY: install demo test test-xla lint format docs conformance geometry signal guard-cost fuzz soak scale memory bench locks image-lines clean
 
 install: $(STAMP)
 
@@ -19,6 +20,16 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# torch_xla on a CPU, in the environment of the trainer's image: it fits one torch only (8 GB with its CUDA libraries).
+test-xla: $(XLA)/.installed
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest --confcutdir tests/xla -p no:cacheprovider tests/xla
+
+$(XLA)/.installed: train/trainer.lock
+	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement train/trainer.lock
+	$(XLA)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8.3'
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -84,4 +95,4 @@ image-lines: $(STAMP)
 	$(BIN)/python tests/test_dockerfile.py worker trainer
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(XLA) out

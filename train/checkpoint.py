@@ -140,8 +140,8 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
         rest = files["state.safetensors"]
         networks.predictor.load_state_dict(_below(rest, "predictor."))
         for name, parameter in _optimized(state).items():
-            state.optimizer.state[parameter] = _moments(_below(rest, f"optimizer.{name}."))
-        state.recent_VC = rest["recent_VC"]
+            state.optimizer.state[parameter] = _moments(_below(rest, f"optimizer.{name}."), state.optimizer)
+        state.recent_VC = rest["recent_VC"].cpu()
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the networks of its recipe: {error}.") from error
     state.step, state.skipped = checkpoint.step, checkpoint.skipped
@@ -226,9 +226,10 @@ def _optimized(state: TrainState) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in state.networks.named_parameters() if parameter.requires_grad}
 
 
-def _moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """AdamW counts its steps on the CPU; its moments lie beside the weights."""
-    return {key: tensor.cpu() if key == "step" else tensor for key, tensor in tensors.items()}
+def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW counts its steps on the CPU, unless they are part of a graph; its moments lie beside the weights."""
+    counts_on_cpu = not optimizer.defaults["capturable"]
+    return {key: tensor.cpu() if key == "step" and counts_on_cpu else tensor for key, tensor in tensors.items()}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -78,8 +78,9 @@ def normalise(stored_DHW: Tensor, meta: SampleMeta, pool: int) -> Tensor:
         inside = _inside(bounds, stored_DHW.shape[axis], axis).to(stored_DHW.device)
         total_DHW = _sum_groups(total_DHW * inside, axis, pool, torch.int16 if is_small else torch.int32)
         share_DHW = share_DHW * _sum_groups(inside, axis, pool, torch.float32) / pool
-    centred_DHW = total_DHW.float() / pool**3 - meta.intensity.mean * share_DHW
-    return centred_DHW / max(meta.intensity.std, MIN_STD)
+    statistics = torch.tensor([meta.intensity.mean, max(meta.intensity.std, MIN_STD)]).to(stored_DHW.device)
+    mean, std = statistics.unbind()  # tensors: as constants they would be part of an XLA graph
+    return (total_DHW.float() / pool**3 - mean * share_DHW) / std
 
 
 def _on_device(volume: Volume, device: torch.device) -> Tensor:

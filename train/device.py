@@ -40,6 +40,20 @@ class Device:
     def kind(self) -> str:
         return self.torch_device.type
 
+    @property
+    def is_lazy(self) -> bool:
+        """Work is recorded and compiled: a number that changes must be a tensor, or it is compiled anew."""
+        return False
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts this one process cuts a micro-batch."""
+        return 1
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Cut a tensor of a batch by its first axis over the parts."""
+        return x
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Runs matrix products in bfloat16 if the precision says so."""
         if self.precision == "fp32":
@@ -51,8 +65,8 @@ class Device:
         generator = torch.Generator(self.torch_device).manual_seed(seed)
         return torch.randn(tuple(shape), generator=generator, device=self.torch_device)
 
-    def end_step(self) -> None:
-        """Called after each update: where work is recorded lazily, it is sent off here."""
+    def send_off(self) -> None:
+        """Where work is recorded lazily, all that is recorded is done here: each time the same graph, compiled once."""
 
     def peak_memory_bytes(self) -> int:
         """The most memory used so far: of the device, or of the process on a CPU."""
@@ -62,17 +76,34 @@ class Device:
 
 
 class XlaDevice(Device):
-    """A TPU core, or torch_xla's CPU."""
+    """A TPU core, or torch_xla's CPU; several are one program (SPMD) over parts of each batch.
 
-    def __init__(self, torch_xla: Any, precision: Precision) -> None:
+    Weights are on all of them, and the compiler sums gradients (https://docs.pytorch.org/xla, "SPMD user guide").
+    """
+
+    def __init__(self, torch_xla: Any, precision: Precision, spmd: Any = None, parts: int = 1) -> None:
         super().__init__(torch_xla.device(), precision, native_bf16=True)
-        self._torch_xla = torch_xla
+        self._torch_xla, self._spmd, self._parts = torch_xla, spmd, parts
+        self._mesh = spmd.Mesh(list(range(parts)), (parts,), ("batch",)) if parts > 1 else None
+
+    @property
+    def is_lazy(self) -> bool:
+        return True
+
+    @property
+    def parts(self) -> int:
+        return self._parts
+
+    def spread(self, x: Tensor) -> Tensor:
+        if self._mesh is not None and len(x) % self._parts == 0:
+            self._spmd.mark_sharding(x, self._mesh, ("batch", *[None] * (x.ndim - 1)))
+        return x
 
     def normal(self, shape: Sequence[int], seed: int) -> Tensor:
         """Drawn on the host: XLA has no generators, and a seed of its own would be part of the graph."""
         return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(self.torch_device)
 
-    def end_step(self) -> None:
+    def send_off(self) -> None:
         self._torch_xla.sync()
 
 
@@ -104,13 +135,20 @@ def _open_cuda(precision: Precision, ranks: Ranks) -> Device:
 
 def _open_xla(precision: Precision, ranks: Ranks) -> Device:
     if not ranks.is_alone:
-        raise DeviceError("this version trains on one XLA device: start it without torchrun, or with one process.")
+        raise DeviceError("all XLA devices of a machine are one process's: start it without torchrun.")
+    names = ("torch_xla", "torch_xla.runtime", "torch_xla.distributed.spmd")
     try:
-        return XlaDevice(importlib.import_module("torch_xla"), precision)
+        torch_xla, runtime, spmd = (importlib.import_module(name) for name in names)
     except ImportError as error:
         raise DeviceError(
             "train.device is xla, and torch_xla is not installed: pip install 'fovea-oct[tpu]'."
         ) from error
+    if runtime.process_count() > 1:
+        raise DeviceError("this version trains on the XLA devices of one machine, and this is one of several.")
+    parts = int(runtime.addressable_runtime_device_count())
+    if parts > 1:
+        runtime.use_spmd()
+    return XlaDevice(torch_xla, precision, spmd, parts)
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -1,6 +1,6 @@
 """Numbers that tell learning from collapse.
 
-Shapes: B volumes, T target tokens, C channels, V vectors.
+Shapes: B volumes, T target tokens, C channels, V vectors, M measures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ NOISE_FLOOR: Final = 1e-3  # singular values below this share of the vectors' ow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """What is kept of a forward pass: means over its volumes, and one vector a volume."""
+    """What is kept of a forward pass: means over its volumes, in the order of `MEASURES`, and one vector a volume."""
 
     num_volumes: int
-    means: dict[str, Tensor]
+    means_M: Tensor
     pooled_BC: Tensor
 
 
@@ -42,7 +42,7 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
     """Reduce an outcome to its measures, on the device."""
     predicted_BTC, target_BTC = outcome.predicted_BTC.detach(), outcome.target_BTC
     content_B = batch.content_BN.sum(1)
-    means = {
+    found = {
         "loss": outcome.loss.detach(),
         "loss_trivial": outcome.trivial_loss,
         "cosine": cosine(predicted_BTC, target_BTC),
@@ -52,15 +52,15 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
         "content_tokens": content_B.float().mean(),
         "masked_share": (batch.hidden_BN.sum(1) / content_B).mean(),
     }
-    return Measures(num_volumes=len(outcome.pooled_BC), means=means, pooled_BC=outcome.pooled_BC)
+    means_M = torch.stack([found[name].float() for name in MEASURES])
+    return Measures(num_volumes=len(outcome.pooled_BC), means_M=means_M, pooled_BC=outcome.pooled_BC)
 
 
 def summarise(measures: Sequence[Measures], ranks: Ranks) -> dict[str, float]:
     """Means over all volumes of all ranks, which have measured the same things."""
     sums = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
     for part in measures:
-        means = [float(part.means[name]) for name in MEASURES]
-        sums += part.num_volumes * torch.tensor([*means, 1.0], dtype=torch.float64)
+        sums += part.num_volumes * torch.cat([part.means_M.cpu().double(), torch.ones(1, dtype=torch.float64)])
     ranks.add_up([sums])
     return {name: float(total / sums[-1]) for name, total in zip(MEASURES, sums, strict=False)}
 

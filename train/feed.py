@@ -100,7 +100,7 @@ def _batch(
         content_BN=prepared.content_BN,
         spacing_B3=prepared.spacing_B3,
         masks=stack_masks(masks),
-    )
+    ).over(device)
 
 
 def _move(sample: Sample, recipe: Recipe, epoch: int) -> Sample:

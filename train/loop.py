@@ -41,6 +41,7 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     say = listener.say
     plan = plan_run(recipe, dataset)
     check_ranks(plan.recipe, ranks)
+    check_parts(plan.recipe, device)
     if ranks.is_first:
         open_run(out, plan.recipe)
     ranks.wait()
@@ -137,6 +138,20 @@ def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
         raise DeviceError(f"{world} ranks cannot share a train.global_batch of {batch}: start fewer, or raise it.")
     if recipe.objective.name == "methods" and batch % world:
         raise DeviceError(f"`methods` needs as many volumes on each rank: {batch} do not divide by {world} ranks.")
+
+
+def check_parts(recipe: Recipe, device: Device) -> None:
+    """Whether a device of several parts can cut every micro-batch evenly; their shapes never change.
+
+    Raises:
+        DeviceError: if not.
+    """
+    micro, batch, parts = recipe.train.micro_batch, recipe.train.global_batch, device.parts
+    if micro % parts or batch % micro % parts:
+        raise DeviceError(
+            f"{parts} XLA devices cannot share micro-batches of {micro} volumes of {batch}: set train.micro_batch and "
+            f"train.global_batch to multiples of {parts}."
+        )
 
 
 def check_together(state: TrainState, ranks: Ranks) -> None:

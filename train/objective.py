@@ -4,7 +4,7 @@ Shapes: B volumes, D H W voxels, N tokens of the grid, K visible tokens, T targe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.config import ObjectiveName, Recipe
+from train.device import Device
 from train.encoder import Encoder, Rotation, take_tokens
 from train.masks import TokenMasks
 from train.predictor import MlpPredictor, TransformerPredictor
@@ -78,6 +79,10 @@ class Batch:
             targets_BT=torch.from_numpy(masks.targets).to(device),
             hidden_BN=torch.from_numpy(masks.hidden).to(device),
         )
+
+    def over(self, device: Device) -> Self:
+        """The same batch, cut over the parts of a device that has several."""
+        return type(self)(**{one.name: device.spread(getattr(self, one.name)) for one in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimConfig
 
@@ -32,7 +32,7 @@ def ema_momentum(step: int, max_steps: int, config: OptimConfig) -> float:
     return _cosine(config.ema_start, config.ema_end, step / max(1, max_steps - 1))
 
 
-def build_optimizer(roots: list[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(roots: list[nn.Module], config: OptimConfig, *, is_lazy: bool = False) -> torch.optim.AdamW:
     """AdamW that decays the matrices of linear layers, and neither biases, norms, positions nor mask tokens."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -44,13 +44,20 @@ def build_optimizer(roots: list[nn.Module], config: OptimConfig) -> torch.optim.
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, capturable=is_lazy)
 
 
 @torch.no_grad()
-def move_target(target: nn.Module, context: nn.Module, momentum: float) -> None:
+def move_target(target: nn.Module, context: nn.Module, momentum: float, *, is_lazy: bool = False) -> None:
     """`target <- momentum * target + (1 - momentum) * context`, for every weight."""
-    torch._foreach_lerp_(list(target.parameters()), list(context.parameters()), 1.0 - momentum)
+    moved: list[Tensor] = list(target.parameters())
+    by: list[Tensor] = list(context.parameters())
+    if is_lazy:  # the last momentum is 1: the scalar 0 would be a constant, and another graph
+        share = torch.tensor([1.0 - momentum]).to(moved[0].device)
+        for one, other in zip(moved, by, strict=True):
+            one.lerp_(other, share)
+    else:
+        torch._foreach_lerp_(moved, by, 1.0 - momentum)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

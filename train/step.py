@@ -27,7 +27,7 @@ class TrainState:
 
     networks: Networks
     optimizer: torch.optim.AdamW
-    recent_VC: Tensor  # the target's pooled features of the latest volumes, V <= WINDOW, for the rank across them
+    recent_VC: Tensor  # on the CPU: the target's pooled features of the latest volumes, for the rank across them
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -49,8 +49,8 @@ def start_state(recipe: Recipe, device: Device) -> TrainState:
     networks = build_networks(recipe).to(device.torch_device).train()
     return TrainState(
         networks=networks,
-        optimizer=build_optimizer([networks.context, networks.predictor], recipe.optim),
-        recent_VC=torch.zeros(0, networks.target.dim, device=device.torch_device),
+        optimizer=build_optimizer([networks.context, networks.predictor], recipe.optim, is_lazy=device.is_lazy),
+        recent_VC=torch.zeros(0, networks.target.dim),
     )
 
 
@@ -88,8 +88,9 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
     ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
     result = _update(state, summarise(measures, ranks), recipe, device)
     if result.applied:
-        vectors_VC = ranks.gather(torch.cat([one.pooled_BC for one in measures]), total)
-        state.recent_VC = torch.cat([state.recent_VC, vectors_VC])[-WINDOW:]
+        vectors_VC = ranks.gather(torch.cat([one.pooled_BC.cpu() for one in measures]), total)
+        state.recent_VC = torch.cat([state.recent_VC, vectors_VC])
+        state.recent_VC = state.recent_VC[max(0, len(state.recent_VC) - WINDOW) :]
         state.step += 1
         state.skipped_in_a_row = 0
     else:
@@ -104,6 +105,7 @@ def _accumulate(state: TrainState, batches: Iterable[Batch], recipe: Recipe, dev
             outcome = evaluate(state.networks, batch)
         torch.autograd.backward(outcome.loss * len(batch.content_BN) / recipe.train.global_batch)
         measures.append(measure(outcome, batch))
+        device.send_off()
     return measures
 
 
@@ -123,8 +125,8 @@ def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
-        move_target(state.networks.target, state.networks.context, momentum)
-    device.end_step()
+        move_target(state.networks.target, state.networks.context, momentum, is_lazy=device.is_lazy)
+    device.send_off()
     return StepResult(summary=summary, grad_norm=grad_norm, lr=lr, momentum=momentum, applied=applied)
 
 

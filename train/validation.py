@@ -25,7 +25,7 @@ def validate(networks: Networks, dataset: Dataset, recipe: Recipe, device: Devic
             with device.autocast():
                 outcome = evaluate(networks, batch)
             measures.append(measure(outcome, batch))
-            device.end_step()
+            device.send_off()
     networks.train()
     vectors = [one.pooled_BC for one in measures] or [torch.zeros(0, networks.target.dim, device=device.torch_device)]
     rank = float(rankme(ranks.gather(torch.cat(vectors), total)))

@@ -57,6 +57,6 @@ def test_the_xla_device_sends_off_each_step() -> None:
 
     fake = FakeXla()
     device = XlaDevice(fake, "auto")
-    device.end_step()
+    device.send_off()
     assert (fake.calls, device.precision) == (("sync",), "bf16")
     assert torch.equal(device.normal((2, 3), 7), open_device("cpu").normal((2, 3), 7))

@@ -52,7 +52,7 @@ def test_a_healthy_run_raises_no_alarm(raised: Callable[..., list[str]], name: s
 
 
 def test_a_target_that_never_moves(raised: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.step, "move_target", lambda *_: None)
+    monkeypatch.setattr(train.step, "move_target", lambda *_, **__: None)
     assert "frozen target" in raised()
 
 
