@@ -79,7 +79,7 @@ memory: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --recipe cpu-small --synthetic
 
 # The pinned packages of the worker's and of the trainer's image, for Linux on x86 and Python 3.11: docs/dataflow.md.
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --no-annotate --no-config --python-version 3.11 \

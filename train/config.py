@@ -75,6 +75,9 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """AdamW, its schedule, and that of the target's momentum."""
 
+    reference_batch: Count | None = None
+    # The global batch that `lr` and `ema_start` are for. With another, the rate goes with the square root of the ratio
+    # (Adam: Malladi et al. 2022), and the momentum to its power (Busbridge et al. 2023). None: they are as they stand.
     lr: Positive = 1e-4  # methods text
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # methods text
     weight_decay: NonNegative = 0.05  # methods text; on matrices only

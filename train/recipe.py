@@ -1,6 +1,7 @@
 """Recipes as files: reading, overriding, resolving against a dataset, and comparing."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,7 +79,19 @@ def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow]) -
     values["model"].update(asdict(dimensions(recipe.model)), positions=positions(recipe))
     if values["model"]["positions"] == "rope" and recipe.model.rope_reference_mm is None:
         values["model"]["rope_reference_mm"] = _reference_spacing(rows)
+    values["optim"].update(_for_batch(recipe))
     return parse_recipe(values)
+
+
+def _for_batch(recipe: Recipe) -> dict[str, Any]:
+    """What depends on the global batch, for the recipe's own."""
+    optim, batch = recipe.optim, recipe.train.global_batch
+    ratio = batch / (optim.reference_batch or batch)
+    return {
+        "reference_batch": batch if optim.reference_batch else None,
+        "lr": optim.lr * math.sqrt(ratio),
+        "ema_start": optim.ema_start**ratio,
+    }
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -23,7 +23,7 @@ TINY: dict[str, Any] = {
     "model": {"patch": (2, 8, 8), "dim": 32, "head_dim": 16, "depth": 2, "predictor_dim": 16, "predictor_depth": 1},
     "objective": {"name": "vjepa", "num_visible": 16, "num_targets": 12},
     "optim": {"lr": 1e-3, "ema_start": 0.9},
-    "train": {"max_steps": 6, "global_batch": 4, "micro_batch": 2, "seed": 3},
+    "train": {"max_steps": 6, "global_batch": 4, "micro_batch": 2, "seed": 3, "precision": "fp32"},
     "validation": {"every_steps": 3},
     "checkpoint": {"every_steps": 2, "keep": 10},
     "log": {"every_steps": 1, "images_every_steps": 100, "wandb": False},

@@ -29,9 +29,11 @@ def test_ranks_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -
             open_device("cpu")
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx512_f", "fp32")]
+)
+def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, capability: str, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
     assert open_device("cpu", "auto").precision == expected
     assert open_device("cpu", "fp32").precision == "fp32"
 

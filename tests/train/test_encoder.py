@@ -1,12 +1,15 @@
 """The encoder: its size, its positions, and what it may not look at."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from train.config import Recipe
 from train.encoder import Encoder, grid_positions, num_parameters, patches, rotate, rotation, take_tokens
 from train.objective import build_encoder
-from train.presets import encoder_config
+from train.predictor import TransformerPredictor
+from train.presets import PRESETS, encoder_config
 from train.recipe import load_recipe
 
 
@@ -16,18 +19,26 @@ def formula(dim: int, depth: int, tokens: int, patch_voxels: int) -> int:
     return (patch_voxels + 1) * dim + depth * block + 2 * dim + dim + tokens * dim
 
 
-@pytest.mark.parametrize(
-    ("preset", "positions", "millions"),
-    [("base", "table", 92.9), ("base", "rope", 85.8), ("tiny", "rope", 2.9), ("small", "rope", 21.7)],
-)
-def test_the_number_of_parameters_is_counted_and_true(preset: str, positions: str, millions: float) -> None:
+def counted(preset: str, positions: str) -> tuple[Encoder, TransformerPredictor]:
     recipe = load_recipe("vjepa-base", [f"model.preset={preset}", f"model.positions={positions}"])
     with torch.device("meta"):
-        encoder = Encoder(encoder_config(recipe))
-    tokens = 9216 if positions == "table" else 0
-    count = num_parameters(encoder)
-    assert count == formula(encoder.dim, len(encoder.blocks), tokens, 4 * 16 * 16)
-    assert round(count / 1e6, 1) == millions
+        return Encoder(encoder_config(recipe)), TransformerPredictor(recipe)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_number_of_parameters_is_counted_and_true(preset: str) -> None:
+    """Each number of the table in docs/training.md."""
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f"| {preset} |"))
+    encoder, predictor = counted(preset, "rope")
+    with_table, _ = counted(preset, "table")
+    dim, depth = encoder.dim, len(encoder.blocks)
+    p, layers = predictor.embed.out_features, len(predictor.blocks)
+    assert num_parameters(encoder) == formula(dim, depth, 0, 4 * 16 * 16)
+    assert num_parameters(with_table) == formula(dim, depth, 9216, 4 * 16 * 16)
+    assert num_parameters(predictor) == 2 * dim * p + dim + 4 * p + layers * (12 * p**2 + 13 * p)
+    millions = [f"{num_parameters(one) / 1e6:.1f}M" for one in (encoder, with_table, predictor)]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [*map(str, (dim, depth, p, layers)), *millions]
 
 
 def test_patches_are_cut_in_row_major_order() -> None:

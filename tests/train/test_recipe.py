@@ -28,7 +28,7 @@ def test_a_key_in_the_wrong_section_is_found_where_it_belongs() -> None:
 
 
 def test_an_unknown_recipe_names_those_that_exist() -> None:
-    with pytest.raises(RecipeError, match="cpu-small, methods-multi-domain, smoke, vjepa-base"):
+    with pytest.raises(RecipeError, match="methods-single-domain, smoke, vjepa-base, vjepa-large"):
         load_recipe("resnet")
 
 
@@ -119,3 +119,20 @@ def test_positions_are_in_mm_exactly_where_spacing_differs(
     assert mixed.model.rope_reference_mm == pytest.approx((6 / 64, 2.3 / 384, 1.5 * 6 / 384), rel=1e-5)
     table = resolve(make_recipe(objective={"name": "methods"}), grid=(8, 32, 32), rows=wider)
     assert table.model.rope_reference_mm is None
+
+
+def test_rate_and_momentum_follow_the_batch() -> None:
+    """Four times the batch: twice the rate, and in a quarter of the steps the target forgets as much."""
+    recipe = load_recipe("vjepa-base", ["train.global_batch=256"])
+    assert recipe.optim.reference_batch == 64
+    resolved = resolve(recipe, grid=recipe.grid, rows=())
+    assert resolved.optim.lr == pytest.approx(2 * recipe.optim.lr)
+    assert resolved.optim.ema_start == pytest.approx(recipe.optim.ema_start**4)
+    assert resolve(resolved, grid=recipe.grid, rows=()) == resolved
+    as_written = load_recipe("vjepa-base")
+    assert resolve(as_written, grid=recipe.grid, rows=()).optim == as_written.optim
+
+
+def test_a_recipe_without_a_reference_keeps_its_values_at_any_batch(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(train={"global_batch": 2, "micro_batch": 2})
+    assert resolve(recipe, grid=(8, 32, 32), rows=()).optim == recipe.optim

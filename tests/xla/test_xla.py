@@ -34,7 +34,7 @@ def recipe_of(objective: str, **train: Any) -> Recipe:
     return tiny(
         objective={"name": objective},
         augment={"shift_voxels": (1, 2, 2), "gain": 0.1, "offset": 0.1, "noise": 0.1},
-        train={"max_steps": STEPS, "global_batch": 8, "micro_batch": 4, "precision": "fp32", **train},
+        train={"max_steps": STEPS, "global_batch": 8, "micro_batch": 4, **train},
     )
 
 
