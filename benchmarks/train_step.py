@@ -19,6 +19,7 @@ from train.config import Recipe
 from train.device import Device, open_device
 from train.encoder import num_parameters
 from train.feed import Feed
+from train.flops import volume_flops
 from train.masks import plan_masks, stack_masks
 from train.objective import Batch
 from train.plan import plan_run
@@ -54,6 +55,7 @@ def measure(recipe: Recipe, device: Device, feed: Feed | None, steps: int) -> di
         result = train_step(state, batches(feed, fixed), recipe, device)
     elapsed = time.perf_counter() - began
     assert result.applied
+    volumes_per_s = steps * recipe.train.global_batch / elapsed
     return {
         "recipe": recipe.name,
         "device": device.kind,
@@ -62,7 +64,9 @@ def measure(recipe: Recipe, device: Device, feed: Feed | None, steps: int) -> di
         "encoder_parameters": num_parameters(state.networks.context),
         "predictor_parameters": num_parameters(state.networks.predictor),
         "step_s": elapsed / steps,
-        "volumes_per_s": steps * recipe.train.global_batch / elapsed,
+        "volumes_per_s": volumes_per_s,
+        "tflops": volumes_per_s * volume_flops(recipe) / 1e12,
+        "mfu": volumes_per_s * volume_flops(recipe) / device.peak_flops if device.peak_flops else "no peak is known",
         "data_wait": ((feed.waited_s if feed else 0.0) - waited_s) / elapsed,
         "peak_memory_gib": device.peak_memory_bytes() / 2**30,
         "loss": result.summary["loss"],

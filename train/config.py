@@ -46,6 +46,9 @@ class ModelConfig(Section):
     head_dim: Annotated[int, Field(ge=6)] = 64  # flash kernels are fastest at 64; RoPE needs 6 for its three axes
     predictor_dim: Count | None = None
     predictor_depth: Count | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Stochastic depth (Huang et al. 2016): the chance that a volume skips a part of the last block of the context
+    # encoder; it rises linearly from 0 at the first. What is left is scaled up.
     positions: Literal["rope", "table"] | None = None  # None: rope for vjepa, table for methods
     rope_reference_mm: Spacing | None = None
     # Voxel spacing that counts as one grid step for RoPE. None: positions are grid indices. The trainer sets
@@ -109,6 +112,7 @@ class TrainConfig(Section):
     seed: Size = 0  # order, masks, augmentation, initial weights
     device: Literal["auto", "cpu", "cuda", "xla"] = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
+    recompute: bool = False  # activation checkpointing: a block's inside is computed twice and not kept
     max_nonfinite: Count = 5  # skipped updates in a row before the run fails
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ import os
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from train.errors import DeviceError
 from train.ranks import Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+BF16_PEAKS: Final = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
+"""NVIDIA's data sheets, without sparsity; the first that is part of a device's name."""
 
 
 class Device:
@@ -53,6 +57,14 @@ class Device:
     def spread(self, x: Tensor) -> Tensor:
         """Cut a tensor of a batch by its first axis over the parts."""
         return x
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense operations a second by the maker's sheet, in this precision; None where no sheet is known here."""
+        if self.kind != "cuda" or self.precision != "bf16":
+            return None
+        name = torch.cuda.get_device_name(self.torch_device)
+        return next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Runs matrix products in bfloat16 if the precision says so."""

@@ -1,7 +1,7 @@
 """The 3-D vision transformer. This file needs torch and nothing of ours: `fovea export` gives it away with the weights.
 
 Shapes: B volumes, D H W voxels (B-scan, axial, A-scan), N tokens of the grid, K tokens of a chosen subset, P voxels of
-a patch, C channels, A axes, E heads, F channels of a head, R rotated pairs of them.
+a patch, C channels, A axes, E heads, F channels of a head, R rotated pairs of them, L blocks.
 
 Positions are rotary in three axes (RoFormer, Su et al. 2021, extended per axis as in V-JEPA 2): a head's channels are
 split into A groups of pairs, and each group is turned by angles of its own axis, so that the product of a query and a
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 BASE = 10_000.0  # RoFormer; the slowest pair turns by 1/BASE radian per step
 
@@ -99,10 +100,34 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x_BNC: Tensor, rotation: Rotation | None, attend_BN: Tensor | None) -> Tensor:
-        x_BNC = x_BNC + self.attention(self.norm1(x_BNC), rotation, attend_BN)
+    def forward(
+        self, x_BNC: Tensor, rotation: Rotation | None, attend_BN: Tensor | None, scale_B2: Tensor | None = None
+    ) -> Tensor:
+        """Add what attention and then what the two layers find, each scaled by volume if `scale_B2` is given."""
+        found_BNC = self.attention(self.norm1(x_BNC), rotation, attend_BN)
+        x_BNC = x_BNC + (found_BNC if scale_B2 is None else found_BNC * scale_B2[:, :1, None].to(found_BNC.dtype))
         hidden_BNC: Tensor = self.fc2(functional.gelu(self.fc1(self.norm2(x_BNC))))
-        return x_BNC + hidden_BNC
+        return x_BNC + (hidden_BNC if scale_B2 is None else hidden_BNC * scale_B2[:, 1:, None].to(hidden_BNC.dtype))
+
+
+def through(
+    blocks: nn.ModuleList,
+    x_BNC: Tensor,
+    rotation: Rotation | None,
+    attend_BN: Tensor | None = None,
+    scale_BL2: Tensor | None = None,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """Tokens after all blocks; `recompute`: the inside of a block is not kept for the backward pass, but done again."""
+    for place, block in enumerate(blocks):
+        scale_B2 = None if scale_BL2 is None else scale_BL2[:, place]
+        inputs = (x_BNC, rotation, attend_BN, scale_B2)
+        if recompute and torch.is_grad_enabled():
+            x_BNC = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BNC = block(*inputs)
+    return x_BNC
 
 
 class Encoder(nn.Module):
@@ -118,6 +143,7 @@ class Encoder(nn.Module):
         self.table_NC = nn.Parameter(torch.zeros(math.prod(self.token_grid), self.dim)) if config.table else None
         self.blocks = nn.ModuleList(Block(self.dim, self.head_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(self.dim)
+        self.recompute = False
         initialise(self)
 
     def forward(
@@ -128,6 +154,7 @@ class Encoder(nn.Module):
         *,
         keep_BK: Tensor | None = None,
         hide_BN: Tensor | None = None,
+        scale_BL2: Tensor | None = None,
     ) -> Tensor:
         """Encode volumes.
 
@@ -137,6 +164,7 @@ class Encoder(nn.Module):
             spacing_B3: voxel spacing in mm, needed when positions are in mm.
             keep_BK: indices of the tokens that enter the blocks; the others are never seen.
             hide_BN: tokens whose voxels are replaced by the mask token; their position stays.
+            scale_BL2: factors of both parts of each block, by volume (stochastic depth); None is 1.
 
         Returns:
             tokens `[B, N, C]`, or `[B, K, C]` with `keep_BK`. Tokens of padding hold nothing of use.
@@ -152,8 +180,7 @@ class Encoder(nn.Module):
         if table_BNC is not None:
             x_BNC = x_BNC + table_BNC
         turn = self.rotation(spacing_B3, keep_BK, device=x_BDHW.device) if table_BNC is None else None
-        for block in self.blocks:
-            x_BNC = block(x_BNC, turn, attend_BN)
+        x_BNC = through(self.blocks, x_BNC, turn, attend_BN, scale_BL2, recompute=self.recompute)
         normed: Tensor = self.norm(x_BNC)
         return normed
 

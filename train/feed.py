@@ -4,6 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from shards.loader import Loader
 from shards.order import RunOrder
 from shards.reader import Dataset
@@ -14,6 +18,7 @@ from train.data import content_tokens, prepare
 from train.device import Device
 from train.masks import TokenMasks, least_content, plan_masks, stack_masks
 from train.objective import Batch
+from train.presets import dimensions
 from train.seeding import generator
 
 
@@ -91,16 +96,28 @@ def _batch(
     samples: Sequence[Sample], masks: Sequence[TokenMasks], recipe: Recipe, device: Device, epochs: list[int] | None
 ) -> Batch:
     prepared = prepare(samples, recipe, device.torch_device)
-    context = prepared.x_BDHW
+    context, scale_BL2 = prepared.x_BDHW, None
     if epochs is not None:
         keys = [sample.key for sample in samples]
         context = jitter(context, recipe.augment, keys, recipe.train.seed, epochs, device)
+        scale_BL2 = draw_depth(recipe, keys, epochs)
     return Batch.build(
         views=(context, prepared.x_BDHW),
         content_BN=prepared.content_BN,
         spacing_B3=prepared.spacing_B3,
         masks=stack_masks(masks),
+        scale_BL2=scale_BL2,
     ).over(device)
+
+
+def draw_depth(recipe: Recipe, keys: Sequence[str], epochs: Sequence[int]) -> Tensor | None:
+    """Factors of both parts of each block, float32 `[B, L, 2]`: 0 where a volume skips it; None without `drop_path`."""
+    rate, depth = recipe.model.drop_path, dimensions(recipe.model).depth
+    if not rate:
+        return None
+    stays_L1 = 1 - rate * np.linspace(0, 1, depth)[:, None]
+    draws = [generator(recipe.train.seed, "depth", *pair).random((depth, 2)) for pair in zip(epochs, keys, strict=True)]
+    return torch.from_numpy(((np.stack(draws) < stays_L1) / stays_L1).astype(np.float32))
 
 
 def _move(sample: Sample, recipe: Recipe, epoch: int) -> Sample:

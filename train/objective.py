@@ -4,7 +4,7 @@ Shapes: B volumes, D H W voxels, N tokens of the grid, K visible tokens, T targe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -27,6 +27,7 @@ class Networks(nn.Module):
         super().__init__()
         self.objective: ObjectiveName = recipe.objective.name
         self.context = Encoder(encoder_config(recipe))
+        self.context.recompute = recipe.train.recompute
         self.predictor = TransformerPredictor(recipe) if self.objective == "vjepa" else MlpPredictor(recipe)
         self.target = Encoder(encoder_config(recipe))
         self.target.load_state_dict(self.context.state_dict())
@@ -65,10 +66,19 @@ class Batch:
     visible_BK: Tensor
     targets_BT: Tensor
     hidden_BN: Tensor
+    scale_BL2: Tensor | None = None
 
     @classmethod
-    def build(cls, *, views: tuple[Tensor, Tensor], content_BN: Tensor, spacing_B3: Tensor, masks: TokenMasks) -> Self:
-        """Put masks on the device of the views."""
+    def build(
+        cls,
+        *,
+        views: tuple[Tensor, Tensor],
+        content_BN: Tensor,
+        spacing_B3: Tensor,
+        masks: TokenMasks,
+        scale_BL2: Tensor | None = None,
+    ) -> Self:
+        """Put masks, and the factors of stochastic depth if there are any, on the device of the views."""
         device = content_BN.device
         return cls(
             context_BDHW=views[0],
@@ -78,11 +88,13 @@ class Batch:
             visible_BK=torch.from_numpy(masks.visible).to(device),
             targets_BT=torch.from_numpy(masks.targets).to(device),
             hidden_BN=torch.from_numpy(masks.hidden).to(device),
+            scale_BL2=None if scale_BL2 is None else scale_BL2.to(device),
         )
 
     def over(self, device: Device) -> Self:
         """The same batch, cut over the parts of a device that has several."""
-        return type(self)(**{one.name: device.spread(getattr(self, one.name)) for one in fields(self)})
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: device.spread(x) for name, x in tensors.items() if x is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +130,18 @@ def predict(networks: Networks, batch: Batch) -> Tensor:
     """The predicted features at the targets, `[B, T, C]`, from the context view alone."""
     if isinstance(networks.predictor, TransformerPredictor):
         return _predict_from_visible(networks.context, networks.predictor, batch)
-    tokens_BNC = networks.context(batch.context_BDHW, batch.content_BN, batch.spacing_B3, hide_BN=batch.hidden_BN)
+    tokens_BNC = networks.context(
+        batch.context_BDHW, batch.content_BN, batch.spacing_B3, hide_BN=batch.hidden_BN, scale_BL2=batch.scale_BL2
+    )
     predicted: Tensor = networks.predictor(take_tokens(tokens_BNC, batch.targets_BT))
     return predicted
 
 
 def _predict_from_visible(context: Encoder, predictor: TransformerPredictor, batch: Batch) -> Tensor:
     """`vjepa`: only visible tokens enter the context encoder; all are content, so nothing needs a mask."""
-    tokens_BKC = context(batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK)
+    tokens_BKC = context(
+        batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK, scale_BL2=batch.scale_BL2
+    )
     index_BM = torch.cat([batch.visible_BK, batch.targets_BT], dim=1)
     rotation: Rotation = context.rotation(batch.spacing_B3, index_BM, device=index_BM.device)
     predicted: Tensor = predictor(tokens_BKC, rotation)

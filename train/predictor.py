@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from train.config import Recipe
-from train.encoder import Block, Rotation, initialise
+from train.encoder import Block, Rotation, initialise, through
 from train.presets import dimensions
 from train.ranks import sum_over_ranks
 
@@ -25,6 +25,7 @@ class TransformerPredictor(nn.Module):
         )
         self.norm = nn.LayerNorm(size.predictor_dim)
         self.proj = nn.Linear(size.predictor_dim, size.dim)
+        self.recompute = recipe.train.recompute
         initialise(self)
 
     def forward(self, context_BKC: Tensor, rotation_BM: Rotation) -> Tensor:
@@ -42,8 +43,7 @@ class TransformerPredictor(nn.Module):
         T = rotation_BM.cos.shape[2] - K
         hidden_BTC = self.mask_token.to(visible_BKC.dtype).expand(B, T, -1)
         x_BMC = torch.cat([visible_BKC, hidden_BTC], dim=1)
-        for block in self.blocks:
-            x_BMC = block(x_BMC, rotation_BM, None)
+        x_BMC = through(self.blocks, x_BMC, rotation_BM, recompute=self.recompute)
         predicted: Tensor = self.proj(self.norm(x_BMC[:, K:]))
         return predicted
 

@@ -20,7 +20,9 @@ RECIPES: Final = Path(__file__).parent / "recipes"
 SPACING_TOLERANCE: Final = 1e-3  # relative; stored spacings of one geometry agree to float rounding
 
 # Keys that say where and how a run computes, not what: a run may be resumed with others.
-MACHINE_KEYS: Final = ("train.device", "train.micro_batch", "data.workers", "log.", "checkpoint.")
+MACHINE_KEYS: Final = (
+    "train.device", "train.micro_batch", "train.recompute", "data.workers", "log.", "checkpoint.",
+)  # fmt: skip
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
 from train.feed import Feed, validation_batch
+from train.flops import volume_flops
 from train.plan import Plan, go_back
 from train.report import save_masks
 from train.run_folder import RunFolder
@@ -61,6 +62,7 @@ class Recorder:
             "ema_momentum": result.momentum,
             "target_context_distance": float(weight_distance(state.networks.target, state.networks.context)),
             "volumes_per_s": volumes / elapsed,
+            **self._arithmetic(volumes / elapsed),
             "data_wait": (feed.waited_s - self._marked_wait_s) / elapsed,
             "skipped": state.skipped,
             "micro_batch": feed.micro_batch,
@@ -70,6 +72,12 @@ class Recorder:
         self._publish(row)
         self._marked_step, self._marked_wait_s = state.step, feed.waited_s
         self._mark = time.perf_counter()
+
+    def _arithmetic(self, volumes_per_s: float) -> dict[str, float]:
+        """TFLOP/s of this run's model, and the share of what its devices could do, where that is known."""
+        flops, peak = volumes_per_s * volume_flops(self._plan.recipe), self._device.peak_flops
+        ranks = self._device.ranks.world_size
+        return {"tflops": flops / 1e12} | ({"mfu": flops / (peak * ranks)} if peak else {})
 
     def validate(self) -> None:
         """Score the held-out volumes, if there are any, and refuse a score that measures nothing."""

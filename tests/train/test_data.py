@@ -90,15 +90,16 @@ def test_a_run_takes_each_sample_once_an_epoch(
 def test_a_batch_of_a_step_is_the_same_whenever_it_is_made(
     tiny_dataset: str, make_recipe: Callable[..., Recipe], cpu: Device
 ) -> None:
-    recipe = make_recipe(augment=AUGMENT)
+    deep = {"drop_path": 0.5}
+    recipe = make_recipe(augment=AUGMENT, model=deep)
     plan = plan_run(recipe, open_dataset(tiny_dataset))
     straight = Feed(plan.train, plan.recipe, cpu, step=0)
     steps = [list(straight.step_batches()) for _ in range(4)]
     torch.rand(7)
     for micro_batch in (1, 2, 3, 4):
-        resized = make_recipe(augment=AUGMENT, train={"micro_batch": micro_batch})
+        resized = make_recipe(augment=AUGMENT, model=deep, train={"micro_batch": micro_batch})
         jumped = list(Feed(plan.train, resized, cpu, step=3).step_batches())
-        for name in ("context_BDHW", "target_BDHW", "visible_BK", "targets_BT"):
+        for name in ("context_BDHW", "target_BDHW", "visible_BK", "targets_BT", "scale_BL2"):
             before, after = (torch.cat([getattr(batch, name) for batch in step]) for step in (steps[3], jumped))
             assert torch.equal(before, after), name
 

@@ -22,10 +22,10 @@ from train.recipe import load_recipe
 from train.recorder import Listener
 
 TRAIN_KEYS = {
-    "split", "step", "samples", "loss", "cosine", "lr", "grad_norm", "ema_momentum", "volumes_per_s", "data_wait",
-    "target_context_distance", "feature_std", "rankme", "masked_share", "content_tokens",
+    "split", "step", "samples", "loss", "cosine", "lr", "grad_norm", "ema_momentum", "volumes_per_s", "tflops",
+    "data_wait", "target_context_distance", "feature_std", "rankme", "masked_share", "content_tokens",
 }  # fmt: skip
-TIMED = ("volumes_per_s", "data_wait", "peak_memory_bytes")
+TIMED = ("volumes_per_s", "tflops", "data_wait", "peak_memory_bytes")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from shards.schema import Sample
 from train.config import Recipe
 from train.device import Device
 from train.encoder import patches
-from train.feed import training_batch
+from train.feed import draw_depth, training_batch
 from train.objective import Batch, Networks, build_networks, compare, evaluate, predict
 
 
@@ -137,3 +137,56 @@ def test_vjepa_targets_are_layer_normed(make_recipe: Callable[..., Recipe], batc
     target_BTC = evaluate(networks, batch).target_BTC
     torch.testing.assert_close(target_BTC.mean(-1), torch.zeros(4, 12), atol=1e-5, rtol=0)
     torch.testing.assert_close(target_BTC.std(-1, correction=0), torch.ones(4, 12), atol=1e-3, rtol=0)
+
+
+def test_a_volume_that_skips_every_block_is_its_patches_and_the_others_do_not_notice(
+    make_recipe: Callable[..., Recipe], tiny_samples: list[Sample], cpu: Device
+) -> None:
+    recipe = make_recipe()
+    encoder, batch = build_networks(recipe).context, training_batch([(0, one) for one in tiny_samples[:3]], recipe, cpu)
+    scale_BL2 = torch.ones(3, len(encoder.blocks), 2)
+    whole = encoder(batch.context_BDHW, batch.content_BN, batch.spacing_B3)
+    same = encoder(batch.context_BDHW, batch.content_BN, batch.spacing_B3, scale_BL2=scale_BL2)
+    torch.testing.assert_close(same, whole)
+    scale_BL2[1] = 0
+    skipped = encoder(batch.context_BDHW, batch.content_BN, batch.spacing_B3, scale_BL2=scale_BL2)
+    bare = encoder.norm(encoder.patchify(patches(batch.context_BDHW, encoder.patch)))
+    torch.testing.assert_close(skipped[1], bare[1])
+    torch.testing.assert_close(skipped[[0, 2]], whole[[0, 2]])
+
+
+def test_depth_is_drawn_more_often_at_the_end_and_keeps_the_mean(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(model={"drop_path": 0.4, "depth": 5})
+    drawn = draw_depth(recipe, [str(number) for number in range(4000)], [0] * 4000)
+    assert drawn is not None
+    assert drawn.shape == (4000, 5, 2)
+    skipped_L = (drawn == 0).float().mean((0, 2))
+    torch.testing.assert_close(skipped_L, torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]), atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.mean((0, 2)), torch.ones(5), atol=0.03, rtol=0)
+    assert draw_depth(make_recipe(), ["a"], [0]) is None
+
+
+@pytest.mark.parametrize("name", ["vjepa", "methods"])
+def test_recomputing_gives_the_same_gradients_and_keeps_less(
+    make_recipe: Callable[..., Recipe], tiny_samples: list[Sample], cpu: Device, name: str
+) -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        recipe = make_recipe(
+            objective={"name": name}, model={"depth": 6, "drop_path": 0.2}, train={"recompute": recompute}
+        )
+        networks, numbers = build_networks(recipe), 0
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            nonlocal numbers
+            numbers += x.numel()
+            return x
+
+        batch = training_batch([(0, one) for one in tiny_samples[:4]], recipe, cpu)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            loss = evaluate(networks, batch).loss
+        kept.append(numbers)
+        torch.autograd.backward(loss)
+        gradients.append([one.grad for one in networks.learned_parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    assert kept[1] < kept[0] / 3, kept

@@ -32,7 +32,7 @@ def run(world: int, out: Path, dataset: str, **sections: Any) -> int:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    left_out = ("volumes_per_s", "data_wait", "peak_memory_bytes")
+    left_out = ("volumes_per_s", "tflops", "data_wait", "peak_memory_bytes")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in left_out} for line in lines]
 
@@ -56,6 +56,7 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
         "train": {"micro_batch": 4, "max_steps": 3},
         "checkpoint": {"every_steps": 1},
         "augment": {"shift_voxels": (1, 4, 4), "noise": 0.1},
+        "model": {"drop_path": 0.3},
         "optim": {"lr": 1e-3, "ema_start": 0.9, "grad_clip": 1e6},
     }
     pretrain(tiny(**sections), open_dataset(tiny_dataset), tmp_path / "one")

@@ -44,6 +44,7 @@ def test_resuming_at_every_step(
             "checkpoint": {"every_steps": 1, "keep": STEPS + AHEAD},
             "augment": {"shift_voxels": (1, 4, 4), "gain": 0.1, "noise": 0.1},
             "validation": {"every_steps": 20},
+            "model": {"drop_path": 0.3},
         }
     )
     plan = plan_run(recipe, open_dataset(tiny_dataset))

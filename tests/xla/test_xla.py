@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 def recipe_of(objective: str, **train: Any) -> Recipe:
     return tiny(
         objective={"name": objective},
+        model={"drop_path": 0.2},
         augment={"shift_voxels": (1, 2, 2), "gain": 0.1, "offset": 0.1, "noise": 0.1},
         train={"max_steps": STEPS, "global_batch": 8, "micro_batch": 4, **train},
     )
@@ -85,7 +86,7 @@ def test_a_whole_run_has_the_losses_of_eager_torch(xla: Device, dataset: str, tm
 
 
 @pytest.mark.parametrize("objective", ["vjepa", "methods"])
-@pytest.mark.parametrize("micro_batch", [8, 4, 3])
+@pytest.mark.parametrize("micro_batch", [8, 3])
 def test_nothing_is_compiled_after_the_second_step(xla: Device, dataset: str, objective: str, micro_batch: int) -> None:
     """Also where the last micro-batch is smaller, and at the last step, whose momentum is exactly 1."""
     plan = plan_run(recipe_of(objective, micro_batch=micro_batch), open_dataset(dataset))
