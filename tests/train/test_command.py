@@ -32,7 +32,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("recipe_and_override", "sentence"),
     [
-        (("resnet", "train.seed=1"), "one of cpu-small, methods-multi-domain, methods-single-domain, smoke, vjepa-base"),
+        (("resnet", "train.seed=1"), "one of cpu-small, methods-multi-domain, methods-single-domain"),
         (("smoke", "train.max_stpes=1"), "the nearest is `train.max_steps`"),
         (("smoke", "train.device=cuda"), "torch sees no CUDA device"),
     ],
