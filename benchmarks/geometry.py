@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import UID
 
+from fovea.leave import leave_after
 from ingest.convert import convert_file
 from ingest.geometry import GEOMETRIES
 from ingest.phantom.dicom import write_dicom
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave_after(main)

@@ -20,6 +20,8 @@ from typing import Any, Final
 
 from figures import MIB, machine, peak_bytes, put, resident_bytes, table
 
+from fovea.leave import leave_after
+
 ROOT: Final = Path(__file__).parents[1]
 PROTOCOL: Final = "triton_macula_12x12_octa"
 LIMIT_BYTES: Final = 3 * 2**30
@@ -160,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_after(lambda: sys.exit(main()))

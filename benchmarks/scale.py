@@ -21,6 +21,8 @@ from typing import Final, TypeVar
 from cohort_rows import Listing, entries, make_tree, participants, refs, sample_rows, shard_rows, source_rows
 from figures import MIB, machine, peak_bytes, put, table
 
+from fovea.leave import leave_after
+
 SIZES: Final = (10_000, 100_000, 1_000_000)
 LIMIT_BYTES: Final = 2 * 2**30
 MAX_GROWTH: Final = 15
@@ -198,4 +200,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_after(lambda: sys.exit(main()))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch_xla.debug.metrics
 
+from fovea.leave import leave_after
 from shards.reader import open_dataset
 from tests.conftest import build_sample, commit_dataset
 from tests.train.conftest import SHAPE, tiny
@@ -167,4 +168,4 @@ def run_on_four(dataset: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    run_on_four(*sys.argv[1:])
+    leave_after(lambda: run_on_four(*sys.argv[1:]))
