@@ -267,7 +267,7 @@ class Listing(AbstractFileSystem):
     def url(cls, num_files: int) -> str:
         """The address of a cohort of so many files, whose manifest is written."""
         fsspec.register_implementation("rows", cls, clobber=True)
-        cls().info(str(num_files))
+        cls()._manifest(str(num_files))
         return f"rows://{num_files}"
 
     def isdir(self, path: str) -> bool:
@@ -278,7 +278,7 @@ class Listing(AbstractFileSystem):
         """The whole listing, as clients of stores give it."""
         root = path.strip("/")
         listing = {f"{root}/{file.path}": _info(f"{root}/{file.path}", file.bytes) for file in entries(int(root))}
-        return listing | {f"{root}/{MANIFEST}": _info(f"{root}/{MANIFEST}", 1)}
+        return listing | {f"{root}/{MANIFEST}": self.info(f"{root}/{MANIFEST}")}
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Of the manifest, the one file that anybody opens."""
