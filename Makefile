@@ -6,7 +6,7 @@ XLA := .venv-xla
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: install demo test test-xla lint format docs conformance geometry signal guard-cost fuzz soak scale memory bench locks image-lines clean
+.PHONY: install demo test test-xla lint format docs conformance geometry signal guard-cost fuzz soak scale memory bench bench-recipes locks image-lines clean
 
 install: $(STAMP)
 
@@ -79,7 +79,11 @@ memory: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/train_step.py --recipe cpu-small --synthetic
+	$(BIN)/python benchmarks/train_step.py --recipe cpu-small --synthetic --baseline full
+
+# The recipes' sizes for `benchmarks/train_step.py` where pydantic and YAML are not.
+bench-recipes: $(STAMP)
+	$(BIN)/python benchmarks/plain_recipe.py
 
 # The pinned packages of the worker's and of the trainer's image, for Linux on x86 and Python 3.11: docs/dataflow.md.
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --no-annotate --no-config --python-version 3.11 \

@@ -3,17 +3,22 @@
 Draws depend on (seed, epoch, key) alone. Shapes: B volumes, D H W voxels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shards.schema import Box, Sample, Volume
-from train.config import AugmentConfig
 from train.device import Device
 from train.seeding import fold, generator
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import AugmentConfig
 
 
 def shift_sample(sample: Sample, config: AugmentConfig, seed: int, epoch: int) -> Sample:

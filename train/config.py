@@ -113,6 +113,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda", "xla"] = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     recompute: bool = False  # activation checkpointing: a block's inside is computed twice and not kept
+    compile: bool = False  # torch.compile of the blocks: pays on CUDA; half a minute or more at the start
     max_nonfinite: Count = 5  # skipped updates in a row before the run fails
 
     @model_validator(mode="after")

@@ -3,17 +3,21 @@
 Shapes: B volumes, T target tokens, C channels, V vectors, M measures.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.config import Recipe
 from train.objective import Batch, Outcome
 from train.ranks import Ranks
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import Recipe
 
 # Alarms. Layer-normed features of a healthy encoder spread by 0.3 to 1.0 per channel over tokens and their
 # mean token cosine is below 0.9; a constant encoder has 0 and 1.

@@ -61,7 +61,7 @@ def rotation(positions_BNA: Tensor, head_dim: int) -> Rotation:
 def rotate(x_BENF: Tensor, by: Rotation) -> Tensor:
     """Turn the channel pairs (i, R + i) of queries or keys; the last F - 2R channels stay."""
     R = by.cos.shape[-1]
-    first, second, rest = x_BENF[..., :R], x_BENF[..., R : 2 * R], x_BENF[..., 2 * R :]
+    first, second, rest = torch.split(x_BENF, [R, R, x_BENF.shape[-1] - 2 * R], dim=-1)  # one backward pass, not three
     turned = [first * by.cos - second * by.sin, first * by.sin + second * by.cos]  # float32, also under bf16
     return torch.cat([*(part.to(x_BENF.dtype) for part in turned), rest], dim=-1)
 

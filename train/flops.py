@@ -5,10 +5,15 @@ where gradients are needed (Kaplan et al. 2020; PaLM, Chowdhery et al. 2022, app
 computes a second time is not, nor norms and activations. Attention is counted in full: none of it is causal.
 """
 
-import math
+from __future__ import annotations
 
-from train.config import Recipe
+import math
+from typing import TYPE_CHECKING
+
 from train.presets import dimensions
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import Recipe
 
 
 def blocks_flops(tokens: int, dim: int, depth: int) -> float:

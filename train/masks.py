@@ -4,17 +4,22 @@ Only content tokens are ever drawn; what falls short or over is settled by unifo
 volume is favoured. Shapes: N tokens of the grid `[D, H, W]` in row-major order, B volumes.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.schema import Shape
-from train.config import MaskConfig, Recipe
 from train.errors import BudgetError
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import MaskConfig, Recipe
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -3,21 +3,27 @@
 Shapes: B volumes, D H W voxels, N tokens of the grid, K visible tokens, T target tokens, C channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.config import ObjectiveName, Recipe
 from train.device import Device
-from train.encoder import Encoder, Rotation, take_tokens
+from train.encoder import Block, Encoder, Rotation, take_tokens
 from train.masks import TokenMasks
 from train.predictor import MlpPredictor, TransformerPredictor
 from train.presets import encoder_config
 from train.seeding import fold
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import ObjectiveName, Recipe
+
+COMPILATIONS: Final = 64
 
 
 class Networks(nn.Module):
@@ -44,6 +50,18 @@ def build_networks(recipe: Recipe) -> Networks:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(recipe.train.seed, "weights"))
         return Networks(recipe)
+
+
+def compile_blocks(networks: Networks, backend: str = "inductor") -> None:
+    """Compile every block in place: weights keep their names, so checkpoints and exports are as without.
+
+    Blocks of one network share what is compiled. Shapes are static: it is compiled once for each network, size of a
+    micro-batch, and with or without gradients, a dozen in all, and torch gives up at eight unless told otherwise.
+    """
+    torch._dynamo.config.recompile_limit = max(COMPILATIONS, torch._dynamo.config.recompile_limit)
+    for module in networks.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False, backend=backend)
 
 
 def build_encoder(recipe: Recipe, *, seed: int | None = None) -> Encoder:

@@ -3,13 +3,19 @@
 Shapes as in encoder.py, and: K visible tokens, T target tokens, M = K + T.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, distributed, nn
 
-from train.config import Recipe
 from train.encoder import Block, Rotation, initialise, through
 from train.presets import dimensions
 from train.ranks import sum_over_ranks
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import Recipe
 
 
 class TransformerPredictor(nn.Module):

@@ -1,11 +1,15 @@
 """Encoder sizes by name, and the predictor that goes with each. Heads are `model.head_dim` wide."""
 
-from dataclasses import dataclass
-from typing import Final
+from __future__ import annotations
 
-from train.config import ModelConfig, Preset, Recipe
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
 from train.encoder import EncoderConfig
 from train.errors import RecipeError
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import ModelConfig, Preset, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

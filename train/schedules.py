@@ -1,11 +1,15 @@
 """Learning rate, momentum of the target, and weight decay groups; all count optimizer steps."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from train.config import OptimConfig
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import OptimConfig
 
 
 def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:

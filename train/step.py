@@ -3,20 +3,24 @@
 Shapes: B volumes, N tokens, V recent volumes, C channels.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
-from train.config import Recipe
 from train.device import Device
 from train.diagnostics import Measures, measure, summarise
-from train.errors import MicroBatchError, NonFiniteError
-from train.objective import Batch, Networks, build_networks, evaluate
+from train.errors import DeviceError, MicroBatchError, NonFiniteError
+from train.objective import Batch, Networks, build_networks, compile_blocks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
+
+if TYPE_CHECKING:  # pydantic, which a step does not need
+    from train.config import Recipe
 
 WINDOW: Final = 64  # volumes; a batch alone is too small to show a rank
 
@@ -45,8 +49,16 @@ class StepResult:
 
 
 def start_state(recipe: Recipe, device: Device) -> TrainState:
-    """Initial weights of the recipe's seed, and an empty optimizer, on the device."""
+    """Initial weights of the recipe's seed, and an empty optimizer, on the device.
+
+    Raises:
+        DeviceError: if blocks should be compiled for a device that compiles all that it does.
+    """
     networks = build_networks(recipe).to(device.torch_device).train()
+    if recipe.train.compile:
+        if device.is_lazy:
+            raise DeviceError("train.compile is true, and XLA compiles by itself: set train.compile=false.")
+        compile_blocks(networks)
     return TrainState(
         networks=networks,
         optimizer=build_optimizer([networks.context, networks.predictor], recipe.optim, is_lazy=device.is_lazy),
