@@ -1,14 +1,14 @@
 """Time training steps of a recipe, check what they compute, and compare them with others.
 
     PYTHONPATH=. python benchmarks/train_step.py --recipe vjepa-base --synthetic [--steps 10] [--set a.b=c ...]
-        [--baseline full | eager] [--reference CHECKOUT]
+        [--baseline full | eager | fp32] [--reference CHECKOUT]
     python benchmarks/train_step.py --recipe cpu-small --data DATASET
 
 `--synthetic` times the step alone, on one made-up batch without padding, and needs PyTorch and numpy alone; with a
-dataset the share of time spent waiting for data is measured too. `--baseline full` times a step in which all tokens
-enter the context encoder (the objective `methods`), `--baseline eager` one without `train.compile`, `--reference` one of facebookresearch/vjepa2's own modules, each in
-turn with ours. Steps are timed to their end, one by one; of several the median is given. Prints one JSON object; exit
-code 1: loss or gradients are not those of float32.
+dataset the share of time spent waiting for data is measured too. In turn with ours `--baseline full` times a step in
+which all tokens enter the context encoder (the objective `methods`), `eager` one without `train.compile`, `fp32` one in
+float32, and `--reference` one of facebookresearch/vjepa2's own modules. Steps are timed to their end, one by one; of
+several the median is given. Prints one JSON object; exit code 1: loss or gradients are not those of float32.
 """
 
 import argparse
@@ -37,6 +37,7 @@ WARM_UP = 2  # steps: allocators and kernels settle, blocks are compiled
 BASELINES = {
     "full": ("full_tokens", ("objective.name=methods", "objective.num_visible=1")),  # the number plays no part in it
     "eager": ("eager", ("train.compile=false",)),
+    "fp32": ("fp32", ("train.precision=fp32",)),
 }
 
 
@@ -65,16 +66,18 @@ def measure(recipe: Any, device: Device, arguments: argparse.Namespace) -> dict[
     if arguments.baseline:
         name, changes = BASELINES[arguments.baseline]
         other = read_recipe(arguments.recipe, [*arguments.set, *changes])
-        batches, others = synthetic_batches(other, device), start_state(other, device)
-        steps[name] = lambda: our_step(others, batches, other, device)
+        place = open_device(other.train.device, other.train.precision)
+        batches, others = synthetic_batches(other, place), start_state(other, place)
+        steps[name] = lambda: our_step(others, batches, other, place)
     if arguments.reference:
         steps["reference"] = open_reference(arguments.reference, recipe, device, state, fixed)
-    for name in steps.keys() - {"ours"}:
+    compared = [name for name in steps if name != "ours"]
+    for name in compared:
         warm_up(steps[name], device)
     times, losses = take_turns(steps, device, arguments.steps)
     found = describe(recipe, device, state, statistics.median(times["ours"]))
     found |= {"data_wait": 0.0, "peak_memory_gib": peak / 2**30, "loss": losses["ours"]}
-    for name in steps.keys() - {"ours"}:
+    for name in compared:
         found[f"{name}_step_s"] = statistics.median(times[name])
         found[f"speedup_over_{name}"] = statistics.median(np.divide(times[name], times["ours"]).tolist())
         found[f"{name}_loss"] = losses[name]
