@@ -164,9 +164,9 @@ def _open_xla(precision: Precision, ranks: Ranks) -> Device:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Only with instructions for it; otherwise it is slower than float32.
+    """Only with AMX, which multiplies 5 times as fast.
 
-    AMX multiplies 5 times as fast; with AVX-512's, a step took 0.82 of the time (docs/training.md).
+    With AVX-512's instructions alone a step was faster on one processor and slower on another (docs/training.md).
     """
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return bool(capabilities.get("amx_bf16"))

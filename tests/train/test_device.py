@@ -30,7 +30,7 @@ def test_ranks_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx512_f", "fp32")]
+    ("capability", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32"), ("avx512_f", "fp32")]
 )
 def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, capability: str, expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
