@@ -94,10 +94,13 @@ class OptimConfig(Section):
 class AugmentConfig(Section):
     """Changes of a volume before it is used. Geometry is drawn once per volume, for both views.
 
-    No flips: mirrored along W an eye becomes the other eye, along D superior becomes inferior.
+    The one flip is along W: a right eye becomes a left one. Along D superior would become inferior, which no eye is.
     """
 
     shift_voxels: tuple[Size, Size, Size] = (0, 0, 0)  # greatest shift [D, H, W] of the stored grid
+    mirror: Fraction = 0.0  # chance that an eye becomes the other eye
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # D and W each magnified by 1 +- scale: eyes differ in length
+    tilt_voxels: tuple[Size, Size] = (0, 0)  # greatest axial displacement at the first and last voxel of D and of W
     gain: Fraction = 0.0  # context view: contrast is multiplied by 1 +- gain
     offset: NonNegative = 0.0  # context view: brightness moves by up to this many standard deviations
     noise: NonNegative = 0.0  # context view: standard deviation of Gaussian noise

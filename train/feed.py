@@ -12,11 +12,12 @@ from shards.loader import Loader
 from shards.order import RunOrder
 from shards.reader import Dataset
 from shards.schema import Sample
-from train.augment import jitter, shift_sample
+from train.augment import jitter
 from train.config import Recipe
 from train.data import content_tokens, prepare
 from train.device import Device
 from train.masks import TokenMasks, least_content, plan_masks, stack_masks
+from train.move import draw_move, move_sample
 from train.objective import Batch
 from train.presets import dimensions
 from train.seeding import generator
@@ -121,6 +122,6 @@ def draw_depth(recipe: Recipe, keys: Sequence[str], epochs: Sequence[int]) -> Te
 
 
 def _move(sample: Sample, recipe: Recipe, epoch: int) -> Sample:
-    """The shifted sample, or the sample as it is where the shift would leave too little content."""
-    moved = shift_sample(sample, recipe.augment, recipe.train.seed, epoch)
+    """The moved sample, or the sample as it is where the move would leave too little content."""
+    moved = move_sample(sample, draw_move(recipe.augment, recipe.train.seed, epoch, sample.key))
     return moved if content_tokens(moved.meta, recipe).sum() >= least_content(recipe) else sample
