@@ -13,7 +13,16 @@ from eval.errors import EmbeddingsError
 from eval.store import INTENSITY_COLUMNS, TEXT_COLUMNS, Embeddings, Matrix, check_replaceable, write_embeddings
 from shards.reader import Dataset, iterate, open_dataset
 from shards.schema import Sample, SampleRow
-from train.checkpoint import CHECKPOINTS, STATE_FILE, Checkpoint, load_encoder, newest_checkpoint, read_checkpoint
+from train.checkpoint import (
+    CHECKPOINTS,
+    STATE_FILE,
+    Checkpoint,
+    Choice,
+    load_encoder,
+    newest_checkpoint,
+    open_checkpoint,
+    read_checkpoint,
+)
 from train.device import open_device
 from train.features import pooled_features
 from train.run_folder import samples_sha256
@@ -26,12 +35,14 @@ Progress = Callable[[int, int], None]
 class EmbedJob:
     """What to embed with what. `run` is a run folder or one checkpoint, `which` the EMA target or the context encoder.
 
-    `force` replaces embeddings of another run or dataset at `out`.
+    `choice` is of a run folder: its newest checkpoint, or the best by a probe. `force` replaces embeddings of another
+    run or dataset at `out`.
     """
 
     run: Path
     dataset: str
     out: Path
+    choice: Choice = "newest"
     which: Which = "target"
     device: str = "auto"
     force: bool = False
@@ -47,12 +58,12 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
 
     Raises:
         EmbeddingsError: if `out` holds something else, the dataset is empty, or features are not finite.
-        CheckpointError: if there is no checkpoint that is whole.
+        CheckpointError: if there is no checkpoint that is whole, or no best one was chosen.
     """
     dataset = open_dataset(job.dataset)
     if not dataset.samples:
         raise EmbeddingsError(f"{job.dataset} holds no samples: there is nothing to embed.")
-    checkpoint = find_checkpoint(job.run)
+    checkpoint = find_checkpoint(job.run, job.choice)
     attributes = describe(job, dataset, checkpoint)
     check_replaceable(job.out, attributes, force=job.force)
     features, intensity = _features(job, dataset, checkpoint, progress)
@@ -63,13 +74,15 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
     return embeddings
 
 
-def find_checkpoint(run: Path) -> Checkpoint:
-    """The checkpoint that `run` is, or the newest whole one of the run folder that it is.
+def find_checkpoint(run: Path, choice: Choice = "newest") -> Checkpoint:
+    """The checkpoint that `run` is, or the newest whole one of the run folder that it is, or the best.
 
     Raises:
-        CheckpointError: if a checkpoint is damaged.
+        CheckpointError: if a checkpoint is damaged, or no best one was chosen.
         EmbeddingsError: if there is none.
     """
+    if choice == "best":
+        return open_checkpoint(run, choice)
     if (run / STATE_FILE).is_file():
         return read_checkpoint(run)
     newest = newest_checkpoint(run / CHECKPOINTS).checkpoint

@@ -17,11 +17,21 @@ class Which(StrEnum):
     context = "context"
 
 
+class Choice(StrEnum):
+    """The two checkpoints of a run that have a name."""
+
+    newest = "newest"
+    best = "best"
+
+
 def command(
     *,
     run: Annotated[Path, typer.Option(help="Run folder of `fovea pretrain`, or one of its checkpoints.")],
     data: Annotated[str, typer.Option(help="Path or URL of a dataset that `fovea ingest` made.")],
     out: Annotated[Path, typer.Option(help="Where to write the zarr store.", callback=on_this_machine)],
+    checkpoint: Annotated[
+        Choice, typer.Option(help="Of a run folder: the newest, or the best by a probe (`fovea pretrain --labels`).")
+    ] = Choice.newest,
     which: Annotated[Which, typer.Option(help="The EMA target, or the context encoder.")] = Which.target,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or xla.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace other embeddings at --out.")] = False,
@@ -36,7 +46,14 @@ def command(
     from fovea.version import __version__
 
     job = EmbedJob(
-        run=run, dataset=data, out=out, which=which.value, device=device, force=force, code_version=__version__
+        run=run,
+        dataset=data,
+        out=out,
+        choice=checkpoint.value,
+        which=which.value,
+        device=device,
+        force=force,
+        code_version=__version__,
     )
     embeddings = embed(job, progress=_progress if is_terminal() else None)
     num_volumes, dim = embeddings.features.shape

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fovea.embed import Which
+from fovea.embed import Choice, Which
 from fovea.places import on_this_machine
 
 
@@ -13,6 +13,9 @@ def command(
     *,
     run: Annotated[Path, typer.Option(help="Run folder of `fovea pretrain`, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="A new folder for it.", callback=on_this_machine)],
+    checkpoint: Annotated[
+        Choice, typer.Option(help="Of a run folder: the newest, or the best by a probe (`fovea pretrain --labels`).")
+    ] = Choice.newest,
     which: Annotated[Which, typer.Option(help="The EMA target, or the context encoder.")] = Which.target,
     json: Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")] = False,
 ) -> None:
@@ -24,7 +27,7 @@ def command(
     from fovea.version import __version__
     from train.export import export
 
-    config = export(run, out, which=which.value, version=__version__)
+    config = export(run, out, which=which.value, choice=checkpoint.value, version=__version__)
     if json:
         print_json({"out": str(out), **config})
     else:

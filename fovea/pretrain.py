@@ -3,11 +3,17 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fovea.places import on_this_machine
+
+if TYPE_CHECKING:
+    from shards.reader import Dataset
+    from train.config import Recipe
+
+PROBES: Final = ("label", "device", "laterality")
 
 
 def command(
@@ -21,9 +27,17 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key of the recipe, e.g. train.max_steps=200.")
     ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="participants.tsv, for a probe at each validation; nothing learns from it.")
+    ] = None,
+    allow_unmatched: Annotated[
+        bool, typer.Option("--allow-unmatched", help="Go on although labels and volumes do not meet.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; progress goes to stderr.")] = False,
 ) -> None:
     """Train an encoder on a dataset, or resume the run in --out.
+
+    With --labels the checkpoint that scores best on them stays, too: `fovea embed --checkpoint best` takes it.
 
     Example: fovea pretrain --recipe cpu-small --data out/dataset --out out/run --set train.max_steps=200
     """
@@ -37,14 +51,30 @@ def command(
     from train.ranks import Ranks
     from train.recorder import Listener
 
-    speak = _whisper if json else say
-    summary = pretrain(chosen, open_dataset(data), out, Listener(row=Rows(chosen.train.max_steps, speak), say=speak))
-    if not Ranks.from_environment().is_first:
+    speak, dataset, is_first = _whisper if json else say, open_dataset(data), Ranks.from_environment().is_first
+    known = _join(labels, dataset, chosen, allow_unmatched, show=is_first and not json) if labels is not None else None
+    listener = Listener(row=Rows(chosen.train.max_steps, speak), say=speak)
+    summary = pretrain(chosen, dataset, out, listener, labels=known)
+    if not is_first:
         return
     if json:
         print_json({"out": str(out), **summary})
     else:
         _report(out, summary)
+
+
+def _join(labels: str, dataset: "Dataset", recipe: "Recipe", allow_unmatched: bool, *, show: bool) -> Mapping[str, str]:
+    """The study group of each volume that the recipe's filters let pass, joined and audited as `fovea probe` does."""
+    from fovea.labels import load_labels, print_join
+    from manifests.cohort import STUDY_GROUPS, join_labels
+
+    wanted = recipe.data
+    volumes = dataset.select(devices=wanted.devices, protocols=wanted.protocols, regions=wanted.regions).samples
+    join = join_labels(volumes, load_labels(labels))
+    if show:
+        print_join(join.audit)
+    join.audit.check(allow_unmatched)
+    return {key: STUDY_GROUPS[label] for key, label in join.labels.items()}
 
 
 class Rows:
@@ -78,7 +108,15 @@ def _line(row: Mapping[str, Any], max_steps: int) -> str:
     ]
     if row["split"] == "train":
         parts.append(f"{row['volumes_per_s']:.2f} volumes/s, {100 * row['data_wait']:.0f}% waiting for data")
+    parts += [_probe(row, name) for name in PROBES if row.get(f"probe_{name}") is not None]
     return "  ".join(parts + [f"ALARM: {alarm}" for alarm in row["alarms"]])
+
+
+def _probe(row: Mapping[str, Any], name: str) -> str:
+    """A probe's balanced accuracy beside that of a random encoder, once there is another, and chance."""
+    start, chance = row.get(f"probe_{name}_start"), f"chance {row[f'probe_{name}_chance']:.2f}"
+    began = f"at the start {start:.2f}, " if row["step"] > 0 and start is not None else ""
+    return f"probe {name} {row[f'probe_{name}']:.2f} ({began}{chance})"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -96,4 +134,6 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
     if summary["validation"] != "none":
         first, last = summary["validation"]["first"], summary["validation"]["last"]
         say(f"validation loss {first['loss']:.4f} -> {last['loss']:.4f}, cosine {last['cosine']:.3f}")
+    if best := summary["best"]:
+        say(f"best checkpoint: step {best['step']}, {best['measure']} {best['value']:.2f} (--checkpoint best)")
     say(f"Pictures in {out / 'media'}, measures in {out / 'metrics.jsonl'}.")

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from train.best import read_best
 from train.config import Recipe
 from train.encoder import Encoder
 from train.errors import CheckpointError, RecipeError
@@ -26,6 +27,7 @@ FILES: Final = ("encoder.safetensors", "target.safetensors", "state.safetensors"
 STATE_FILE: Final = "state.json"
 CHECKPOINTS: Final = "checkpoints"
 Which = Literal["target", "context"]
+Choice = Literal["newest", "best"]
 logger = logging.getLogger("fovea.train")
 
 
@@ -50,7 +52,13 @@ class Newest:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, recipe: Recipe, *, dataset_sha256: str, keep: int | None = None
+    folder: Path,
+    state: TrainState,
+    recipe: Recipe,
+    *,
+    dataset_sha256: str,
+    keep: int | None = None,
+    spare: int | None = None,
 ) -> Path:
     """Write `folder/step-{:08d}/` under a temporary name, read it back, then publish it by renaming.
 
@@ -60,6 +68,7 @@ def save_checkpoint(
         recipe: resolved; goes into `state.json`, so that a checkpoint describes itself.
         dataset_sha256: of the training samples, so that a run is resumed on the same ones.
         keep: how many of the newest checkpoints stay; None keeps all.
+        spare: the step of one that stays, too.
 
     Raises:
         CheckpointError: if it could not be written, or what was read back is not what was written.
@@ -73,7 +82,7 @@ def save_checkpoint(
             final.replace(folder / f".tmp-old-{final.name}-{os.getpid()}")
         temporary.replace(final)
         _sync_folder(folder)
-        _prune(folder, keep)
+        _prune(folder, keep, spare)
     except OSError as error:
         raise CheckpointError(
             f"step {state.step} could not be saved ({error}): make room, and resume from the checkpoint before it."
@@ -148,17 +157,20 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
     state.skipped_in_a_row = checkpoint.skipped_in_a_row
 
 
-def load_encoder(run_or_checkpoint: str | os.PathLike[str], *, which: Which = "target") -> tuple[Encoder, Recipe]:
+def load_encoder(
+    run_or_checkpoint: str | os.PathLike[str], *, which: Which = "target", choice: Choice = "newest"
+) -> tuple[Encoder, Recipe]:
     """An encoder in evaluation mode and the resolved recipe that it was trained with.
 
     Args:
-        run_or_checkpoint: a run folder, whose newest whole checkpoint is used, or one checkpoint folder.
+        run_or_checkpoint: a run folder, or one checkpoint folder.
         which: the EMA target, which is what is usually scored, or the context encoder.
+        choice: of a run folder: the newest whole checkpoint, or the best by a probe.
 
     Raises:
         CheckpointError: if there is no checkpoint, or none that is whole.
     """
-    checkpoint = open_checkpoint(run_or_checkpoint)
+    checkpoint = open_checkpoint(run_or_checkpoint, choice)
     encoder = Encoder(encoder_config(checkpoint.recipe))
     name = "target.safetensors" if which == "target" else "encoder.safetensors"
     try:
@@ -168,14 +180,26 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str], *, which: Which = "t
     return encoder.eval(), checkpoint.recipe
 
 
-def open_checkpoint(run_or_checkpoint: str | os.PathLike[str]) -> Checkpoint:
-    """One checkpoint folder, or the newest whole checkpoint of a run folder.
+def open_checkpoint(run_or_checkpoint: str | os.PathLike[str], choice: Choice = "newest") -> Checkpoint:
+    """One checkpoint folder, or of a run folder the newest whole checkpoint or the best.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or none that is whole.
+        CheckpointError: if there is no checkpoint, or none that is whole; or if no best one was chosen.
     """
     path = Path(run_or_checkpoint)
+    if choice == "best":
+        return _best_of_run(path)
     return read_checkpoint(path) if (path / STATE_FILE).is_file() else _newest_of_run(path)
+
+
+def _best_of_run(run: Path) -> Checkpoint:
+    best = read_best(run)
+    if best is None:
+        raise CheckpointError(
+            f"{run} says of no checkpoint that it is the best: give the folder of a run that was validated with the "
+            "probe of checkpoint.best (label, if `fovea pretrain --labels` was given), or take the newest."
+        )
+    return read_checkpoint(run / CHECKPOINTS / f"step-{best.step:08d}")
 
 
 def _newest_of_run(run: Path) -> Checkpoint:
@@ -291,10 +315,16 @@ def forget_checkpoints(folder: Path, after: int) -> None:
             shutil.rmtree(path)
 
 
-def _prune(folder: Path, keep: int | None) -> None:
-    """Remove what killed saves left behind, and all but the newest `keep` checkpoints."""
+def saved_steps(folder: Path) -> set[int]:
+    """Steps of the checkpoints that are there, whole or not."""
+    return {int(path.name.removeprefix("step-")) for path in folder.glob("step-*")}
+
+
+def _prune(folder: Path, keep: int | None, spare: int | None) -> None:
+    """Remove what killed saves left behind, and all but the newest `keep` checkpoints and that of step `spare`."""
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path)
     if keep is not None:
         for path in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(path)
+            if spare is None or path.name != f"step-{spare:08d}":
+                shutil.rmtree(path)

@@ -130,6 +130,7 @@ class ValidationConfig(Section):
     """How often the held-out volumes are scored, always at the first and the last step."""
 
     every_steps: Count = 500
+    probe_volumes: Size = 256  # training volumes on which linear probes are fitted each time; 0 switches them off
 
 
 class CheckpointConfig(Section):
@@ -137,6 +138,8 @@ class CheckpointConfig(Section):
 
     every_steps: Count = 500
     keep: Count = 3  # the newest that stay; more than one, for the day when the newest does not load
+    best: Literal["label", "device", "laterality", "none"] | None = None
+    # The probe whose best checkpoint stays, too. None: that of the label if labels are given, else none.
 
 
 class LogConfig(Section):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # pydantic, which a step does not need
 MIN_FEATURE_STD: Final = 0.05
 MAX_TOKEN_COSINE: Final = 0.99
 MEASURES: Final = (
-    "loss", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "token_cosine", "content_tokens", "masked_share",
+    "loss", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "feature_std_min", "context_std",
+    "token_cosine", "content_tokens", "content_share", "masked_share",
 )  # fmt: skip
 MIN_VIEW_CORRELATION: Final = 0.5  # noise of a whole deviation leaves 0.7; another place of an eye about 0.2
 FLAT_LOSS: Final = 0.97  # of the loss of a constant; a run that learns is far below it by then
@@ -46,14 +47,18 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
     """Reduce an outcome to its measures, on the device."""
     predicted_BTC, target_BTC = outcome.predicted_BTC.detach(), outcome.target_BTC
     content_B = batch.content_BN.sum(1)
+    std_C = channel_std(target_BTC)
     found = {
         "loss": outcome.loss.detach(),
         "loss_trivial": outcome.trivial_loss,
         "cosine": cosine(predicted_BTC, target_BTC),
         "cosine_trivial": trivial_cosine(target_BTC),
-        "feature_std": feature_std(target_BTC),
+        "feature_std": std_C.mean(),
+        "feature_std_min": std_C.amin(),
+        "context_std": feature_std(outcome.context_BKC),
         "token_cosine": token_cosine(target_BTC),
         "content_tokens": content_B.float().mean(),
+        "content_share": content_B.float().mean() / batch.content_BN.shape[1],
         "masked_share": (batch.hidden_BN.sum(1) / content_B).mean(),
     }
     means_M = torch.stack([found[name].float() for name in MEASURES])
@@ -81,9 +86,14 @@ def trivial_cosine(target_BTC: Tensor) -> Tensor:
     return length
 
 
-def feature_std(target_BTC: Tensor) -> Tensor:
+def feature_std(x_BTC: Tensor) -> Tensor:
     """Standard deviation over tokens and volumes, mean over channels; 0 when every token is the same."""
-    return target_BTC.flatten(0, 1).std(0, correction=0).mean()
+    return channel_std(x_BTC).mean()
+
+
+def channel_std(x_BTC: Tensor) -> Tensor:
+    """Standard deviation over tokens and volumes of each channel, `[C]`."""
+    return x_BTC.flatten(0, 1).std(0, correction=0)
 
 
 def token_cosine(target_BTC: Tensor) -> Tensor:
@@ -124,12 +134,14 @@ def weight_distance(target: nn.Module, context: nn.Module) -> Tensor:
 def alarms(row: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """What a reader of a row must know, by the measures that it has.
 
-    `collapse`: features are, or nearly are, constant. `leak`: predictions depend on what they predict.
+    `collapse`: the target's features, or the context's, are or nearly are constant. `leak`: predictions depend on
+    what they predict.
     `independent views`: context and target show different places. `frozen target`: the context moves, the target does
     not. `flat loss`: half of the run is over, and a constant predicts as well.
     """
     found = {
-        "collapse": row["feature_std"] < MIN_FEATURE_STD or row["token_cosine"] > MAX_TOKEN_COSINE,
+        "collapse": min(row["feature_std"], row["context_std"]) < MIN_FEATURE_STD
+        or row["token_cosine"] > MAX_TOKEN_COSINE,
         "leak": row.get("leak", 0.0) > 0,
         "independent views": row.get("view_correlation", 1.0) < MIN_VIEW_CORRELATION,
         "frozen target": _is_frozen(row, recipe),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import safetensors.torch
 
 from train import encoder as encoder_code
-from train.checkpoint import Which, load_encoder, open_checkpoint
+from train.checkpoint import Choice, Which, load_encoder, open_checkpoint
 from train.errors import ExportError
 from train.presets import encoder_config
 
@@ -59,20 +59,23 @@ vector = tokens[content].mean(0)
 """
 
 
-def export(run_or_checkpoint: Path, out: Path, *, which: Which = "target", version: str) -> dict[str, Any]:
-    """Write the encoder of a run's newest checkpoint, or of one checkpoint, to a new folder; returns its config.
+def export(
+    run_or_checkpoint: Path, out: Path, *, which: Which = "target", choice: Choice = "newest", version: str
+) -> dict[str, Any]:
+    """Write the encoder of a run, its newest or its best, or of one checkpoint, to a new folder; returns its config.
 
     Args:
         run_or_checkpoint: a run folder, or one of its checkpoints.
         out: a folder that does not exist, or is empty. It appears whole.
         which: the EMA target, which is what is usually scored, or the context encoder.
+        choice: of a run folder: its newest checkpoint, or the best by a probe.
         version: of fovea, for the record.
 
     Raises:
-        CheckpointError: if there is no checkpoint that is whole.
+        CheckpointError: if there is no checkpoint that is whole, or no best one was chosen.
         ExportError: if there is something at `out`, or it cannot be written.
     """
-    checkpoint = open_checkpoint(run_or_checkpoint)
+    checkpoint = open_checkpoint(run_or_checkpoint, choice)
     encoder, recipe = load_encoder(checkpoint.path, which=which)
     weights = safetensors.torch.save({name: value.contiguous() for name, value in encoder.state_dict().items()})
     config = {

@@ -22,6 +22,7 @@ from train.errors import (
 )
 from train.feed import Feed
 from train.plan import Plan, plan_run, resume
+from train.probe import Labels
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
 from train.run_folder import RunFolder, open_run
@@ -29,8 +30,17 @@ from train.signals import stop_requested
 from train.step import StepResult, TrainState, start_state
 
 
-def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | None = None) -> dict[str, Any]:
+def pretrain(
+    recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | None = None, *, labels: Labels | None = None
+) -> dict[str, Any]:
     """Train, or resume, the run in `out`; returns its summary, which is also in `summary.json`.
+
+    Args:
+        recipe: what to do.
+        dataset: with all its splits.
+        out: the run folder.
+        listener: who hears what happens.
+        labels: class of each volume by key, for a probe at each validation; they never reach the networks.
 
     Raises:
         TrainError: see `train.errors`; `TrainingStoppedError` after SIGTERM, with a checkpoint saved.
@@ -39,7 +49,7 @@ def pretrain(recipe: Recipe, dataset: Dataset, out: Path, listener: Listener | N
     ranks = device.ranks
     listener = (listener if ranks.is_first else None) or Listener()
     say = listener.say
-    plan = plan_run(recipe, dataset)
+    plan = plan_run(recipe, dataset, labels)
     check_ranks(plan.recipe, ranks)
     check_parts(plan.recipe, device)
     if ranks.is_first:
@@ -97,7 +107,8 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
             report(result, state, feed, recipe, recorder)
             stopped = device.ranks.any(stop.is_set())
             is_good = state.skipped_in_a_row == 0
-            if (due(state, recipe, recipe.checkpoint.every_steps) and is_good) or stopped or is_last(state, recipe):
+            wanted = due(state, recipe, recipe.checkpoint.every_steps) or recorder.is_best()
+            if (wanted and is_good) or stopped or is_last(state, recipe):
                 recorder.save()
             if stopped and state.step < recipe.train.max_steps:
                 raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
@@ -192,3 +203,4 @@ def describe(plan: Plan, state: TrainState, device: Device) -> Iterator[str]:
         yield f"left out, with too little content for the budgets: {', '.join(plan.dropped)}"
     if not plan.val.samples:
         yield "NO VALIDATION: the dataset has no volume of the val split that passes the recipe's filters"
+    yield from plan.probes.describe()

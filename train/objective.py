@@ -123,47 +123,70 @@ class Outcome:
     trivial_loss: Tensor  # of the best constant prediction, near enough: the mean of these targets
     predicted_BTC: Tensor
     target_BTC: Tensor
+    context_BKC: Tensor  # what the context encoder makes of the visible tokens, on the scale of `target_BTC`
     pooled_BC: Tensor  # mean of the target's content tokens, layer-normed
 
 
 def evaluate(networks: Networks, batch: Batch) -> Outcome:
     """Run the objective on a batch."""
     with torch.no_grad():
-        features_BNC = networks.target(batch.target_BDHW, batch.content_BN, batch.spacing_B3).float()
-        normed_BNC = functional.layer_norm(features_BNC, features_BNC.shape[-1:])
+        features_BNC = encode_target(networks, batch.target_BDHW, batch.content_BN, batch.spacing_B3)
+        normed_BNC = _norm(features_BNC)
         target_BTC = take_tokens(normed_BNC if networks.objective == "vjepa" else features_BNC, batch.targets_BT)
         pooled_BC = pool_content(normed_BNC, batch.content_BN)
         trivial_loss = compare(networks.objective, target_BTC.mean((0, 1)).expand_as(target_BTC), target_BTC)
-    predicted_BTC = predict(networks, batch).float()
+    predicted, context_BKC = _predict_from_context(networks, batch)
+    predicted_BTC, seen_BKC = predicted.float(), context_BKC.detach().float()
     return Outcome(
         loss=compare(networks.objective, predicted_BTC, target_BTC),
         trivial_loss=trivial_loss,
         predicted_BTC=predicted_BTC,
         target_BTC=target_BTC,
+        context_BKC=_norm(seen_BKC) if networks.objective == "vjepa" else seen_BKC,
         pooled_BC=pooled_BC,
     )
 
 
+def encode_target(networks: Networks, x_BDHW: Tensor, content_BN: Tensor, spacing_B3: Tensor) -> Tensor:
+    """The target's features of every token, float32 `[B, N, C]`."""
+    features_BNC: Tensor = networks.target(x_BDHW, content_BN, spacing_B3).float()
+    return features_BNC
+
+
+def pooled_target(networks: Networks, x_BDHW: Tensor, content_BN: Tensor, spacing_B3: Tensor) -> Tensor:
+    """`Outcome.pooled_BC` of volumes of which nothing is predicted."""
+    return pool_content(_norm(encode_target(networks, x_BDHW, content_BN, spacing_B3)), content_BN)
+
+
+def _norm(x_BNC: Tensor) -> Tensor:
+    return functional.layer_norm(x_BNC, x_BNC.shape[-1:])
+
+
 def predict(networks: Networks, batch: Batch) -> Tensor:
     """The predicted features at the targets, `[B, T, C]`, from the context view alone."""
+    return _predict_from_context(networks, batch)[0]
+
+
+def _predict_from_context(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Predictions, and the context's features of the visible tokens, `[B, K, C]`."""
     if isinstance(networks.predictor, TransformerPredictor):
         return _predict_from_visible(networks.context, networks.predictor, batch)
     tokens_BNC = networks.context(
         batch.context_BDHW, batch.content_BN, batch.spacing_B3, hide_BN=batch.hidden_BN, scale_BL2=batch.scale_BL2
     )
     predicted: Tensor = networks.predictor(take_tokens(tokens_BNC, batch.targets_BT))
-    return predicted
+    return predicted, take_tokens(tokens_BNC.detach(), batch.visible_BK)
 
 
-def _predict_from_visible(context: Encoder, predictor: TransformerPredictor, batch: Batch) -> Tensor:
+def _predict_from_visible(context: Encoder, predictor: TransformerPredictor, batch: Batch) -> tuple[Tensor, Tensor]:
     """`vjepa`: only visible tokens enter the context encoder; all are content, so nothing needs a mask."""
-    tokens_BKC = context(
+    tokens_BKC: Tensor = context(
         batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK, scale_BL2=batch.scale_BL2
     )
     index_BM = torch.cat([batch.visible_BK, batch.targets_BT], dim=1)
     rotation: Rotation = context.rotation(batch.spacing_B3, index_BM, device=index_BM.device)
     predicted: Tensor = predictor(tokens_BKC, rotation)
-    return predicted
+    return predicted, tokens_BKC
 
 
 def compare(objective: ObjectiveName, predicted_BTC: Tensor, target_BTC: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from train.config import Recipe
 from train.data import select
 from train.device import Device
 from train.errors import RunFolderError, TrainError
+from train.probe import Labels, Probes, best_measure, plan_probes
 from train.recipe import resolve
 from train.run_folder import RunFolder, samples_sha256
 from train.step import TrainState
@@ -17,21 +18,32 @@ from train.step import TrainState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe and a dataset that were found to go together. `dropped` are keys with too little content."""
+    """A recipe and a dataset that were found to go together.
+
+    `dropped` are keys with too little content, `best` is the column by which the best checkpoint is chosen, if any.
+    """
 
     recipe: Recipe
     train: Dataset
     val: Dataset
     dropped: tuple[str, ...]
     dataset_sha256: str
+    probes: Probes
+    best: str | None
 
 
-def plan_run(recipe: Recipe, dataset: Dataset) -> Plan:
+def plan_run(recipe: Recipe, dataset: Dataset, labels: Labels | None = None) -> Plan:
     """Resolve the recipe against the dataset, and check that its budgets can be filled.
+
+    Args:
+        recipe: as the user gave it.
+        dataset: with all its splits.
+        labels: of volumes by key, for the probe of the label; None: there is none.
 
     Raises:
         TrainError: if no training sample passes the recipe's filters.
         BudgetError: if too many samples are too small.
+        RecipeError: if `checkpoint.best` names a probe that there is not.
     """
     train, val = (select(dataset, recipe.data, split) for split in ("train", "val"))
     if not train.samples:
@@ -40,12 +52,16 @@ def plan_run(recipe: Recipe, dataset: Dataset) -> Plan:
     recipe = resolve(recipe, grid=dataset.info["geometry"]["size"], rows=both)
     fitting, dropped = fit_budget(replace(dataset, samples=both), recipe)
     kept = {row.key for row in fitting.samples}
+    train, val = _only(train, kept), _only(val, kept)
+    probes = plan_probes(train, val, labels, recipe.validation.probe_volumes)
     return Plan(
         recipe=recipe,
-        train=_only(train, kept),
-        val=_only(val, kept),
+        train=train,
+        val=val,
         dropped=dropped,
         dataset_sha256=samples_sha256(both),
+        probes=probes,
+        best=best_measure(recipe, probes),
     )
 
 

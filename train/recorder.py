@@ -2,18 +2,26 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from shards.reader import read_sample
-from train.checkpoint import save_checkpoint
+from train.best import find_best, read_best
+from train.checkpoint import save_checkpoint, saved_steps
 from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
 from train.feed import Feed, validation_batch
 from train.flops import volume_flops
+from train.objective import Batch, encode_target
+from train.pca import save_components
 from train.plan import Plan, go_back
+from train.probe import encode
 from train.report import save_masks
 from train.run_folder import RunFolder
 from train.selfcheck import Motion, check_itself
@@ -39,9 +47,11 @@ class Recorder:
         self._plan, self._run, self._state, self._device = plan, run, state, device
         self._listener = listener or Listener()
         self.say = self._listener.say
-        self._tracker = Tracker(run, plan.recipe) if device.ranks.is_first else None
+        self._tracker = Tracker(run, plan.recipe, self._dataset()) if device.ranks.is_first else None
         self._motion = Motion.of(state.networks)
         self.rows = run.rows()
+        self._settle_best()
+        self._validating_s = self._probing_s = 0.0
         self._began = self._mark = time.perf_counter()
         self._marked_step, self._marked_wait_s = state.step, 0.0
 
@@ -85,24 +95,77 @@ class Recorder:
             return
         began = time.perf_counter()
         state, recipe = self._state, self._plan.recipe
-        summary = validate(state.networks, self._plan.val, recipe, self._device)
+        summary, pooled_VC = validate(state.networks, self._plan.val, recipe, self._device)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
         proof = check_itself(state.networks, self._plan.train, recipe, self._device)
-        self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof})
+        probes = self._probe(pooled_VC)
+        self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof, **probes})
         self._mark += time.perf_counter() - began
+        self._validating_s += time.perf_counter() - began
+
+    def _probe(self, pooled_VC: Tensor) -> dict[str, float | None]:
+        """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
+        probes, began = self._plan.probes, time.perf_counter()
+        if not probes.tasks:
+            return probes.unasked
+        fitted_VC = encode(self._state.networks, probes.fitted, self._plan.recipe, self._device)
+        scores = probes.scores(fitted_VC, pooled_VC.double().cpu())
+        self._probing_s += time.perf_counter() - began
+        before = [row for row in self.rows if row["split"] == "val" and row["step"] == 0]
+        first = scores if self._state.step == 0 else {**before[0]} if before else {}
+        starts = {f"probe_{task.name}_start": first.get(f"probe_{task.name}") for task in probes.tasks}
+        return {**probes.unasked, **scores, **starts}
+
+    def is_best(self) -> bool:
+        """Whether the validation of this step scored higher than that of any checkpoint that is kept.
+
+        As the first rank sees it, which alone has saved them.
+        """
+        measure = self._plan.best
+        now = find_best(self.rows, measure, {self._state.step}) if measure else None
+        if now is None:
+            return False
+        is_higher = self.best is None or now.value > self.best.value
+        return self._device.ranks.any(is_higher and self._device.ranks.is_first)
+
+    def _settle_best(self) -> None:
+        """Look which of the checkpoints that are there is the best, and say so in `best.json`.
+
+        A run that goes on without its labels chooses no other, and keeps the one that it has while it is there.
+        """
+        known, measure = read_best(self._run.path), self._plan.best
+        steps = saved_steps(self._run.checkpoints)
+        if measure is None and known is not None:
+            measure, steps = known.measure, steps & {known.step}
+        self.best = find_best(self.rows, measure, steps) if measure else None
+        if self._tracker is not None and self.best != known:
+            self._run.write_best(self.best)
 
     def draw(self) -> None:
-        """A picture of one volume with its masks: always the same one, held out if there are such."""
+        """Pictures of one volume, with its masks and with its features: always the same one, held out if possible."""
         if self._tracker is None:
             return
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
         sample = read_sample(dataset, dataset.samples[0])
-        path = self._run.media / f"masks-{self._state.step:08d}.png"
-        batch = validation_batch([sample], self._plan.recipe, self._device)
-        save_masks(path, batch, self._plan.recipe, title=f"{sample.key}, step {self._state.step}")
-        self._tracker.picture(path, self._state.step)
+        recipe, step, title = self._plan.recipe, self._state.step, f"{sample.key}, step {self._state.step}"
+        batch = validation_batch([sample], recipe, self._device)
+        masks, components = (self._run.media / f"{name}-{step:08d}.png" for name in ("masks", "pca"))
+        save_masks(masks, batch, recipe, title=title)
+        save_components(components, batch, self._features(batch), recipe, title=title)
+        for path in (masks, components):
+            self._tracker.picture(path, step)
+
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        """The target's tokens, float32 `[B, N, C]` on the CPU."""
+        networks = self._state.networks
+        networks.eval()
+        with self._device.autocast():
+            tokens_BNC = encode_target(networks, batch.target_BDHW, batch.content_BN, batch.spacing_B3)
+        networks.train()
+        return tokens_BNC.cpu()
 
     def save(self) -> None:
         """A checkpoint of the state as it is, the same on every rank."""
@@ -115,13 +178,16 @@ class Recorder:
             self._plan.recipe,
             dataset_sha256=self._plan.dataset_sha256,
             keep=self._plan.recipe.checkpoint.keep,
+            spare=self.best.step if self.best else None,
         )
+        self._settle_best()
         self._mark += time.perf_counter() - began
 
     def go_back(self) -> bool:
         """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
         went = go_back(self._run, self._state, self._device)
         self.rows = self._run.rows()
+        self._settle_best()
         self._motion = Motion.of(self._state.networks)
         self._marked_step, self._mark = self._state.step, time.perf_counter()
         return went
@@ -151,9 +217,12 @@ class Recorder:
             "samples": step * recipe.train.global_batch,
             "epochs": step * recipe.train.global_batch / len(self._plan.train.samples),
             "seconds": time.perf_counter() - self._began,
+            "seconds_validating": self._validating_s,
+            "seconds_probing": self._probing_s,
             "num_train": len(self._plan.train.samples),
             "num_val": len(self._plan.val.samples),
             "dropped": list(self._plan.dropped),
+            "dataset": self._dataset(),
             "skipped": state.skipped,
             "parameters": {
                 "encoder": num_parameters(networks.context),
@@ -162,7 +231,14 @@ class Recorder:
             "alarms": sorted({alarm for row in self.rows for alarm in row["alarms"]}),
             "train": {"first": train[0], "last": train[-1]} if train else None,
             "validation": {"first": val[0], "last": val[-1]} if val else "none",
+            "best": self.best.to_json() if self.best else None,
         }
+
+    def _dataset(self) -> dict[str, Any]:
+        """What became of the files of the dataset, and the volumes of this run by split and device."""
+        parts = {"train": self._plan.train, "val": self._plan.val}
+        devices = {split: dict(Counter(row.device for row in part.samples)) for split, part in parts.items()}
+        return {**self._plan.train.info.get("counts", {}), "used": devices}
 
     def _publish(self, measured: Mapping[str, Any]) -> None:
         """Send a row everywhere; JSON has no NaN, so what is not finite becomes null."""

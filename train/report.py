@@ -3,6 +3,7 @@
 Shapes: D H W voxels after pooling, N tokens of the grid `[d, h, w]`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from shards.schema import Shape
 from train.config import Recipe
 from train.objective import Batch
 
@@ -26,22 +28,44 @@ WINDOW: Final = (1, 99)  # percentiles of a slice that are black and white
 
 def save_masks(path: Path, batch: Batch, recipe: Recipe, *, title: str) -> None:
     """Draw the first volume of a batch: four B-scans and the en face mean, plain above and coloured below."""
-    volume_DHW = batch.target_BDHW[0].float().cpu().numpy()
     labels_dhw = token_labels(batch, 0).reshape(recipe.token_grid)
-    labels_DHW = _enlarge(labels_dhw, recipe.model.patch)
+    figure = draw_slices(first_volume(batch), labels_dhw, recipe.model.patch, overlay, "masks")
+    figure.suptitle(title)
+    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=80)
+
+
+def first_volume(batch: Batch) -> Image:
+    """The target's view of the first volume of a batch, `[D, H, W]`."""
+    volume_DHW: Image = batch.target_BDHW[0].float().cpu().numpy()
+    return volume_DHW
+
+
+def draw_slices(
+    volume_DHW: Image, tokens_dhw: Any, patch: Shape, colour: Callable[[Image, Any], Image], what: str
+) -> Figure:
+    """Four B-scans and the en face mean, plain above; below with what is known of each token, as `colour` shows it.
+
+    Args:
+        volume_DHW: grey levels.
+        tokens_dhw: a value, or several along a last axis, of each token.
+        patch: voxels of a token.
+        colour: RGB of a slice's grey levels and of its voxels' values.
+        what: the tokens show, for the title of the en face.
+    """
+    tokens_DHW = _enlarge(tokens_dhw, patch)
     slices = [int((index + 0.5) * len(volume_DHW) / 4) for index in range(4)]
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 5)
     for column, index in enumerate(slices):
-        _pair(axes[:, column], volume_DHW[index], labels_DHW[index], f"B-scan {index}")
-    middle = labels_dhw.shape[1] // 2
-    en_face = _enlarge(labels_dhw[:, [middle]], recipe.model.patch)[:, 0]
-    _pair(axes[:, 4], volume_DHW.mean(1), en_face, "en face (masks at mid depth)")
-    figure.suptitle(title)
-    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=80)
+        grey = volume_DHW[index]
+        _pair(axes[:, column], grey, colour(grey, tokens_DHW[index]), f"B-scan {index}")
+    middle = tokens_dhw.shape[1] // 2
+    en_face, grey = _enlarge(tokens_dhw[:, [middle]], patch)[:, 0], volume_DHW.mean(1)
+    _pair(axes[:, 4], grey, colour(grey, en_face), f"en face ({what} at mid depth)")
+    return figure
 
 
 def token_labels(batch: Batch, index: int) -> npt.NDArray[np.int64]:
@@ -66,15 +90,15 @@ def window(grey: Image) -> Image:
     return stretched
 
 
-def _pair(axes: Any, grey: Image, labels: npt.NDArray[np.int64], title: str) -> None:
+def _pair(axes: Any, grey: Image, coloured: Image, title: str) -> None:
     axes[0].imshow(window(grey), cmap="gray", aspect="auto")
-    axes[1].imshow(overlay(grey, labels), aspect="auto")
+    axes[1].imshow(coloured, aspect="auto")
     axes[0].set_title(title, fontsize=9)
     for axis in axes:
         axis.set_axis_off()
 
 
-def _enlarge(labels_dhw: npt.NDArray[np.int64], patch: tuple[int, ...]) -> npt.NDArray[np.int64]:
+def _enlarge(tokens_dhw: Any, patch: Shape) -> Any:
     for axis, edge in enumerate(patch):
-        labels_dhw = labels_dhw.repeat(edge, axis=axis)
-    return labels_dhw
+        tokens_dhw = tokens_dhw.repeat(edge, axis=axis)
+    return tokens_dhw

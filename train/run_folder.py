@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.schema import SampleRow
+from train.best import BEST_FILE, Best
 from train.checkpoint import CHECKPOINTS
 from train.config import Recipe
 from train.errors import RunFolderError
@@ -39,6 +40,10 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    @property
+    def best(self) -> Path:
+        return self.path / BEST_FILE
+
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics.open("a") as file:
@@ -55,6 +60,13 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+    def write_best(self, best: Best | None) -> None:
+        """Say which checkpoint is the best, or that none is."""
+        if best is None:
+            self.best.unlink(missing_ok=True)
+        else:
+            write_text(self.best, json.dumps(best.to_json()) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
         return json.loads(self.summary.read_text()) if self.summary.exists() else None

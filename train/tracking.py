@@ -14,8 +14,9 @@ from train.run_folder import RunFolder, write_text
 class Tracker:
     """Sends rows and pictures to W&B, or nowhere when the recipe has `log.wandb: false`."""
 
-    def __init__(self, run: RunFolder, recipe: Recipe) -> None:
-        self._wandb_run = _start(run, recipe) if recipe.log.wandb else None
+    def __init__(self, run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on; `dataset` is what the summary says of the dataset, and stands beside the recipe's keys."""
+        self._wandb_run = _start(run, recipe, dataset or {}) if recipe.log.wandb else None
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Log the numbers of a row; validation under `val/`."""
@@ -37,7 +38,7 @@ class Tracker:
             self._wandb_run.finish(exit_code=int(failed))
 
 
-def _start(run: RunFolder, recipe: Recipe) -> Any:
+def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:
     import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
 
     settings = wandb.Settings(
@@ -56,7 +57,7 @@ def _start(run: RunFolder, recipe: Recipe) -> Any:
         project="fovea",
         id=_identity(run.path / "wandb.json"),
         name=recipe.name,
-        config=recipe.model_dump(mode="json"),
+        config={**recipe.model_dump(mode="json"), "dataset": dict(dataset)},
         dir=str(run.path),
         mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
         resume="allow",

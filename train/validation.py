@@ -15,8 +15,14 @@ from train.feed import validation_batch
 from train.objective import Networks, evaluate
 
 
-def validate(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device) -> dict[str, float]:
-    """Every volume of the dataset once, shared out over ranks: mean loss, cosine and the measures of diagnostics."""
+def validate(
+    networks: Networks, dataset: Dataset, recipe: Recipe, device: Device
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Every volume of the dataset once, shared out over ranks: mean loss, cosine and the measures of diagnostics.
+
+    Returns:
+        the measures, and the pooled features of each volume, `[V, C]` on the device.
+    """
     networks.eval()
     measures, ranks, total = [], device.ranks, len(dataset.samples)
     with torch.no_grad():
@@ -28,8 +34,9 @@ def validate(networks: Networks, dataset: Dataset, recipe: Recipe, device: Devic
             device.send_off()
     networks.train()
     vectors = [one.pooled_BC for one in measures] or [torch.zeros(0, networks.target.dim, device=device.torch_device)]
-    rank = float(rankme(ranks.gather(torch.cat(vectors), total)))
-    return {**summarise(measures, ranks), "rankme": rank, "num_volumes": float(total)}
+    pooled_VC = ranks.gather(torch.cat(vectors), total)
+    rank = float(rankme(pooled_VC))
+    return {**summarise(measures, ranks), "rankme": rank, "num_volumes": float(total)}, pooled_VC
 
 
 def check_varies(loss: float, step: int, *, previous: float | None) -> None:

@@ -79,6 +79,20 @@ def test_the_context_encoder_is_another_one(
     assert read_embeddings(out).attributes["encoder"] == "context"
 
 
+def test_the_best_checkpoint_is_taken_if_it_is_asked_for(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
+    with pytest.raises(CheckpointError, match="no checkpoint that it is the best"):
+        find_checkpoint(tmp_path / "run", "best")
+    (tmp_path / "run/best.json").write_text(json.dumps({"step": 0, "measure": "probe_label", "value": 0.5}))
+    assert find_checkpoint(tmp_path / "run", "best").path.name == "step-00000000"
+    assert find_checkpoint(tmp_path / "run").path.name == "step-00000007"
+    arguments = ["--run", str(tmp_path / "run"), "--data", small_dataset, "--out", str(tmp_path / "e.zarr"), "--json"]
+    result = run(*arguments, "--checkpoint", "best")
+    assert json.loads(result.stdout)["checkpoint"].endswith("step-00000000")
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(EmbeddingsError, match="holds no checkpoint"):
         embed(EmbedJob(run=tmp_path / "nowhere", dataset=small_dataset, out=tmp_path / "e.zarr"))

@@ -1,6 +1,6 @@
 """A tiny dataset and a tiny recipe: 8x32x32 voxels in 64 tokens, a step of milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ def tiny(**sections: dict[str, Any]) -> Recipe:
 def _one_thread() -> None:
     """Networks of this size only wait for a second thread, and sums over one thread are the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_components() -> Iterator[None]:
+    """Drawing takes longer than these runs; `test_pca.py` draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.recorder.save_components", lambda path, *_, **__: path.write_bytes(b""))
+        yield
 
 
 @pytest.fixture(scope="session")

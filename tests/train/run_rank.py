@@ -1,6 +1,6 @@
 """One rank of a run on the tiny recipe, started by torchrun: `OUT DATASET VALUES`, VALUES as JSON sections of it.
 
-With `stop_after`, a number of steps, the process ends there as by `kill -9`.
+With `stop_after`, a number of steps, the process ends there as by `kill -9`; `labels` are by key.
 """
 
 import json
@@ -21,7 +21,7 @@ from train.loop import pretrain
 def main() -> None:
     out, dataset, values = sys.argv[1:]
     sections = json.loads(values)
-    stop_after = sections.pop("stop_after", None)
+    stop_after, labels = sections.pop("stop_after", None), sections.pop("labels", None)
     real = train.attempts.try_step
 
     def step_then_die(state, *arguments):
@@ -32,8 +32,9 @@ def main() -> None:
 
     train.attempts.try_step = step_then_die
     train.recorder.save_masks = lambda path, *_, **__: path.write_bytes(b"")
+    train.recorder.save_components = lambda path, *_, **__: path.write_bytes(b"")
     torch.set_num_threads(1)
-    pretrain(tiny(**sections), open_dataset(dataset), Path(out))
+    pretrain(tiny(**sections), open_dataset(dataset), Path(out), labels=labels)
 
 
 if __name__ == "__main__":

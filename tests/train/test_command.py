@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from fovea.cli import main
 from shards.reader import open_dataset, read_sample
-from train.checkpoint import load_encoder
+from train.checkpoint import load_encoder, open_checkpoint
 from train.features import pooled_features
 
 TINY = ["--set", "data.grid=[8, 32, 32]", "--set", "data.pool=1", "--set", "model.patch=[2, 8, 8]"]
@@ -64,6 +65,35 @@ def test_a_dataset_without_success_ends_with_code_1(
     assert run_command(monkeypatch, "--recipe", "smoke", "--data", str(tmp_path / "dataset"), "--out", str(run)) == 1
     assert "_SUCCESS" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_labels_are_joined_probed_and_choose_the_best_checkpoint(
+    tmp_path: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The labels are another thing than the study groups of the dataset: who is in which half of the cohort."""
+    monkeypatch.setattr("train.recorder.save_masks", lambda path, *_, **__: path.write_bytes(b""))
+    people = sorted({row.participant_id for row in open_dataset(tiny_dataset).samples})
+    lines = [f"{one}\t{('healthy', 'insulin_dependent')[int(one) % 2]}" for one in people]
+    labels = tmp_path / "participants.tsv"
+    labels.write_text("\n".join(["person_id\tstudy_group", *lines, ""]))
+    run = tmp_path / "run"
+    arguments = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(run), *SMALL, "--labels", str(labels)]
+    assert run_command(monkeypatch, *arguments) == 0
+    out = capsys.readouterr().out
+    assert "100.0% of the participants with OCT have a label" in out
+    assert "label (2 classes, scored on 2 participants)" in out
+    shown = [line for line in out.splitlines() if " validation " in line]
+    assert [len(re.findall(r"probe label [01]\.\d\d \(chance 0\.50\)", line)) for line in shown] == [1, 0, 0]
+    again = r"probe label [01]\.\d\d \(at the start [01]\.\d\d, chance 0\.50\)"
+    assert [len(re.findall(again, line)) for line in shown] == [0, 1, 1]
+    best = json.loads((run / "best.json").read_text())
+    assert f"best checkpoint: step {best['step']}, probe_label" in out
+    assert open_checkpoint(run, "best").step == best["step"]
+
+    labels.write_text("\n".join(["person_id\tstudy_group", *lines[1:], ""]))
+    assert run_command(monkeypatch, *arguments) == 1
+    assert "9 of 10 participants with OCT have a label" in capsys.readouterr().err
+    assert run_command(monkeypatch, *arguments, "--allow-unmatched") == 0
 
 
 @pytest.mark.slow

@@ -10,11 +10,22 @@ import torch
 from shards.schema import Sample
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import alarms, cosine, feature_std, rankme, token_cosine, trivial_cosine, weight_distance
+from train.diagnostics import (
+    alarms,
+    cosine,
+    feature_std,
+    measure,
+    rankme,
+    summarise,
+    token_cosine,
+    trivial_cosine,
+    weight_distance,
+)
 from train.errors import ValidationError
 from train.feed import training_batch
-from train.objective import Batch, Networks
+from train.objective import Batch, Networks, evaluate
 from train.plan import Plan
+from train.probe import encode
 from train.recorder import Recorder
 from train.run_folder import open_run
 from train.step import TrainState, start_state, train_step
@@ -40,6 +51,29 @@ def test_collapse_is_visible(recipe: Recipe, batch: Batch, cpu: Device) -> None:
     assert good["feature_std"] > 0.1
     assert float(rankme(healthy.recent_VC)) > 1.2
     assert (alarms(good, recipe), alarms(bad, recipe)) == ([], ["collapse"])
+    assert bad["feature_std_min"] == pytest.approx(0, abs=1e-5)
+    assert 0 < good["feature_std_min"] < good["feature_std"]
+
+
+def test_a_context_that_is_constant_is_a_collapse_too(recipe: Recipe, batch: Batch, cpu: Device) -> None:
+    state = start_state(recipe, cpu)
+    with torch.no_grad():
+        state.networks.context.norm.weight.zero_()
+        state.networks.context.norm.bias.copy_(torch.linspace(-1, 1, state.networks.context.dim))
+    row = train_step(state, [batch], recipe, cpu).summary
+    assert row["context_std"] == pytest.approx(0, abs=1e-5)
+    assert row["feature_std"] > 0.1
+    assert alarms(row, recipe) == ["collapse"]
+
+
+def test_the_context_is_measured_as_the_target_is(recipe: Recipe, batch: Batch, cpu: Device) -> None:
+    """At the start both encoders are one: they see the visible tokens of one view, the target among others."""
+    outcome = evaluate(start_state(recipe, cpu).networks, batch)
+    summary = summarise([measure(outcome, batch)], cpu.ranks)
+    assert outcome.context_BKC.shape == (4, recipe.objective.num_visible, 32)
+    assert not outcome.context_BKC.requires_grad
+    assert summary["context_std"] == pytest.approx(summary["feature_std"], rel=0.2)
+    assert summary["content_share"] == pytest.approx(summary["content_tokens"] / recipe.num_tokens)
 
 
 def test_rankme_counts_the_directions_in_which_volumes_differ() -> None:
@@ -95,8 +129,9 @@ def test_validation_loss_varies_and_constant_is_an_error(
 
 def test_validation_covers_every_held_out_volume_with_fixed_masks(plan: Plan, cpu: Device) -> None:
     state: TrainState = start_state(plan.recipe, cpu)
-    first, again = (validate(state.networks, plan.val, plan.recipe, cpu) for _ in range(2))
+    (first, pooled_VC), (again, _) = (validate(state.networks, plan.val, plan.recipe, cpu) for _ in range(2))
     other_seed = plan.recipe.model_copy(update={"train": plan.recipe.train.model_copy(update={"seed": 99})})
-    assert first == again == validate(state.networks, plan.val, other_seed, cpu)
+    assert first == again == validate(state.networks, plan.val, other_seed, cpu)[0]
+    assert torch.equal(encode(state.networks, plan.val, plan.recipe, cpu), pooled_VC.double())
     assert first["num_volumes"] == len(plan.val.samples) == 4
     assert state.networks.training

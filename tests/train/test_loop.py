@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -75,11 +76,35 @@ def test_a_run_folder_holds_what_design_promises(recipe: Recipe, tiny_dataset: s
     assert rows_of(run)[-1]["ema_momentum"] == 1.0
     assert rows_of(run)[-1]["target_context_distance"] > 0
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step-{n:08d}" for n in (2, 4, 6)]
-    assert sorted(path.name for path in (run / "media").iterdir()) == ["masks-00000000.png", "masks-00000006.png"]
+    assert sorted(path.name for path in (run / "media").iterdir()) == [
+        f"{name}-0000000{step}.png" for name in ("masks", "pca") for step in (0, 6)
+    ]
     assert load_recipe(str(run / "recipe.yaml")).model.dim == 32
     assert json.loads((run / "summary.json").read_text()) == summary
     assert (summary["status"], summary["step"], summary["num_val"]) == ("finished", 6, 4)
     assert "encoder 0.0M parameters" in heard[0]
+    assert summary["dataset"]["rejected"] == 1
+    assert sum(summary["dataset"]["by_device"].values()) == 20
+    assert sum(summary["dataset"]["used"]["val"].values()) == 4
+
+
+def test_the_page_names_every_column_of_a_row(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    """The table of docs/training.md; `mfu` is of GPUs whose peak is known."""
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    table = page.split("<!-- columns: begin -->")[1].split("<!-- columns: end -->")[0]
+    named = re.findall(r"`([a-z_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "`" in line))
+    assert len(named) == len(set(named))
+    dataset = open_dataset(tiny_dataset)
+    pretrain(
+        make_recipe(),
+        dataset,
+        tmp_path / "run",
+        labels={row.key: "odd" if int(row.participant_id) % 2 else "even" for row in dataset.samples},
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert set(named) == {column for row in rows for column in row} | {"mfu"}
 
 
 def test_a_resumed_run_gives_the_losses_of_an_undisturbed_one(

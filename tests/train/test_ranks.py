@@ -59,8 +59,10 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
         "model": {"drop_path": 0.3},
         "optim": {"lr": 1e-3, "ema_start": 0.9, "grad_clip": 1e6},
     }
-    pretrain(tiny(**sections), open_dataset(tiny_dataset), tmp_path / "one")
-    assert run(2, tmp_path / "two", tiny_dataset, **sections) == 0
+    dataset = open_dataset(tiny_dataset)
+    labels = {row.key: "even" if int(row.participant_id) % 2 == 0 else "odd" for row in dataset.samples}
+    pretrain(tiny(**sections), dataset, tmp_path / "one", labels=labels)
+    assert run(2, tmp_path / "two", tiny_dataset, **sections, labels=labels) == 0
     one, two = (weights(tmp_path / which, 1) for which in ("one", "two"))
     assert one.keys() == two.keys()
     moments = [name for name in one if name.endswith("exp_avg")]
@@ -73,6 +75,9 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
             if column == "grad_norm" and alone["split"] == "val":
                 continue
             assert together[column] == pytest.approx(alone[column], rel=1e-3, abs=1e-5), column
+        probes = [name for name in alone if name.startswith("probe_")]
+        assert [together[name] for name in probes] == [alone[name] for name in probes]
+        assert (alone["split"] == "val") == ("probe_label" in probes)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert (summary["ranks"], summary["samples"]) == (2, 12)
 

@@ -37,7 +37,7 @@ def test_wandb_is_offline_in_the_run_folder_and_records_neither_host_nor_command
     monkeypatch.setattr(sys, "argv", ["fovea", "pretrain", "--out", "secret-cohort-name"])
     recipe = make_recipe(log={"wandb": True})
     run = open_run(tmp_path / "run", recipe)
-    tracker = Tracker(run, recipe)
+    tracker = Tracker(run, recipe, {"by_reason": {"EMPTY_FILE": 417}})
     tracker.row(ROW)
     tracker.close()
     identity = json.loads((run.path / "wandb.json").read_text())["id"]
@@ -46,6 +46,7 @@ def test_wandb_is_offline_in_the_run_folder_and_records_neither_host_nor_command
     recorded = _written(logs[0], b"val/loss")
     secrets = {socket.gethostname(), "secret-cohort-name", sys.executable, os.fspath(Path.cwd())}
     secrets |= {getpass.getuser()} if len(getpass.getuser()) > 6 else set()
+    assert b"EMPTY_FILE" in recorded
     for secret in secrets:
         assert secret.encode() not in recorded, secret
     again = Tracker(run, recipe)

@@ -1,0 +1,58 @@
+"""The best checkpoint of a run by a probe: `best.json`, which says which one it is.
+
+It follows from the rows and from the checkpoints that are there. So after a run that went back, or was resumed from
+before its best step, it is again what those that are left have earned.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from train.errors import CheckpointError
+
+BEST_FILE: Final = "best.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The step of a checkpoint, and the value of the column of its validation row by which it was chosen."""
+
+    step: int
+    measure: str
+    value: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_best(rows: Iterable[Mapping[str, Any]], measure: str, steps: Collection[int]) -> Best | None:
+    """The highest value of the validations whose step was saved; of equal ones the earliest.
+
+    Not of step 0: a random encoder is what the others are compared with.
+    """
+    scored = [
+        Best(step=row["step"], measure=measure, value=row[measure])
+        for row in rows
+        if row["split"] == "val" and row["step"] in steps and row["step"] > 0 and row.get(measure) is not None
+    ]
+    return max(scored, key=lambda one: (one.value, -one.step), default=None)
+
+
+def read_best(run: Path) -> Best | None:
+    """The best checkpoint of a run folder, None if none was chosen.
+
+    Raises:
+        CheckpointError: if the file is not one that a run has written.
+    """
+    path = run / BEST_FILE
+    if not path.exists():
+        return None
+    try:
+        body = json.loads(path.read_bytes())
+        return Best(step=int(body["step"]), measure=str(body["measure"]), value=float(body["value"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not as a run writes it ({type(error).__name__}): remove it, and take another checkpoint."
+        ) from error
