@@ -21,11 +21,12 @@ from typing import Final
 import torch
 from reliability.report import Promise, table, verdict
 
-from train.checkpoint import FILES, STATE_FILE, load_state, newest_checkpoint, save_checkpoint
+from train.checkpoint import FILES, STATE_FILE, load_state, newest_checkpoint
 from train.config import Recipe
 from train.device import open_device
 from train.errors import CheckpointError
 from train.recipe import parse_recipe
+from train.snapshot import save_checkpoint
 from train.step import TrainState, start_state
 
 KEEP: Final = 3

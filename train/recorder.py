@@ -1,13 +1,14 @@
 """What a run leaves behind: rows, pictures, checkpoints and a summary."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from shards.reader import read_sample
-from train.checkpoint import save_checkpoint
 from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
@@ -16,6 +17,7 @@ from train.flops import volume_flops
 from train.plan import Plan, go_back
 from train.report import save_masks
 from train.run_folder import RunFolder
+from train.saver import open_saver
 from train.selfcheck import Motion, check_itself
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
@@ -40,6 +42,7 @@ class Recorder:
         self._listener = listener or Listener()
         self.say = self._listener.say
         self._tracker = Tracker(run, plan.recipe) if device.ranks.is_first else None
+        self._saver = open_saver(plan, run, state, self._tracker, self.say) if self._tracker else None
         self._motion = Motion.of(state.networks)
         self.rows = run.rows()
         self._began = self._mark = time.perf_counter()
@@ -104,23 +107,26 @@ class Recorder:
         save_masks(path, batch, self._plan.recipe, title=f"{sample.key}, step {self._state.step}")
         self._tracker.picture(path, self._state.step)
 
+    def saving(self, stop: threading.Event) -> AbstractContextManager[None]:
+        """While the loop runs, which `stop` ends; afterwards all is saved, or a CheckpointError raised."""
+        return self._saver.running(stop) if self._saver else nullcontext()
+
     def save(self) -> None:
-        """A checkpoint of the state as it is, the same on every rank."""
-        if self._tracker is None:
+        """A checkpoint of the state as it is, the same on every rank; done when told to stop, else on its way."""
+        if self._saver is None:
             return
         began = time.perf_counter()
-        save_checkpoint(
-            self._run.checkpoints,
-            self._state,
-            self._plan.recipe,
-            dataset_sha256=self._plan.dataset_sha256,
-            keep=self._plan.recipe.checkpoint.keep,
-        )
+        self._saver.save()
         self._mark += time.perf_counter() - began
 
     def go_back(self) -> bool:
         """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
+        if self._saver:
+            self._saver.finish()
+        self._device.ranks.wait()  # no rank looks for the newest checkpoint before it is there
         went = go_back(self._run, self._state, self._device)
+        if went and self._saver:
+            self._saver.forget_after(self._state.step)
         self.rows = self._run.rows()
         self._motion = Motion.of(self._state.networks)
         self._marked_step, self._mark = self._state.step, time.perf_counter()
@@ -151,6 +157,8 @@ class Recorder:
             "samples": step * recipe.train.global_batch,
             "epochs": step * recipe.train.global_batch / len(self._plan.train.samples),
             "seconds": time.perf_counter() - self._began,
+            "save_wait_s": self._saver.held_s if self._saver else 0.0,
+            "copies_failed": self._saver.copier.failed if self._saver and self._saver.copier else 0,
             "num_train": len(self._plan.train.samples),
             "num_val": len(self._plan.val.samples),
             "dropped": list(self._plan.dropped),
