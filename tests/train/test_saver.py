@@ -177,21 +177,35 @@ def test_a_run_has_the_same_checkpoints_with_saves_beside_it_and_in_it(
     assert all(summary["save_wait_s"] > 0 and summary["copies_failed"] == 0 for summary in summaries.values())
 
 
-def test_a_disk_that_fails_ends_the_run(
-    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def full_disk_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     real = train.snapshot._write_tensors
 
-    def fails_at_step_4(path: Path, tensors: Any) -> dict[str, Any]:
-        if "step-00000004" in str(path):
+    def write(path: Path, tensors: Any) -> dict[str, Any]:
+        if name in str(path):
             raise OSError(28, "No space left on device")
         return real(path, tensors)
 
-    monkeypatch.setattr(train.snapshot, "_write_tensors", fails_at_step_4)
+    monkeypatch.setattr(train.snapshot, "_write_tensors", write)
+
+
+def test_a_disk_that_fails_ends_the_run(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk_at(monkeypatch, "step-00000004")
     with pytest.raises(CheckpointError, match=r"step 4 could not be saved .*No space left"):
         pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*")) == ["step-00000002"]
+
+
+def test_a_stop_whose_save_fails_is_a_failure(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not 143, which says that all is saved."""
+    full_disk_at(monkeypatch, "step-00000003")
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(CheckpointError, match=r"step 3 could not be saved .*No space left"):
+        pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
 
 
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
