@@ -1,7 +1,8 @@
 """Saves that are killed, and checkpoints that are damaged: `python benchmarks/checkpoints.py` (docs/training.md).
 
-A process saves one checkpoint after another and says each that is done; SIGKILL ends it at a random moment, and the
-next goes on from the newest that is whole. Then the newest of three checkpoints is damaged, one way after another.
+A process saves one checkpoint after another beside its loop, copies each to another folder, and says which are done;
+SIGKILL ends it at a random moment, and the next goes on from the newest that is whole, now and then without the run
+folder, from the copies. Then the newest of three checkpoints is damaged, one way after another.
 Exit status 1: a promise was broken.
 """
 
@@ -15,29 +16,36 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
 from reliability.report import Promise, table, verdict
 
-from train.checkpoint import FILES, STATE_FILE, load_state, newest_checkpoint, save_checkpoint
+from shards.storage import locate
+from train.checkpoint import FILES, STATE_FILE, load_state, newest_checkpoint
 from train.config import Recipe
+from train.copies import Copies, bring_newest
 from train.device import open_device
 from train.errors import CheckpointError
 from train.recipe import parse_recipe
+from train.run_folder import RunFolder
+from train.saver import Saver
+from train.snapshot import publish_snapshot, save_checkpoint, take_snapshot
 from train.step import TrainState, start_state
 
 KEEP: Final = 3
-LONGEST_S: Final = 0.25
-"""A save takes some hundredths of a second, so that most kills fall into one."""
+LOST: Final = 4
+"""After one kill in so many the run folder is lost, too."""
 
 
-def recipe() -> Recipe:
+def recipe(copies: str | None = None) -> Recipe:
     """A small encoder: 2 MB a checkpoint."""
     return parse_recipe(
         {
             "name": "checkpoints",
+            "checkpoint": {"copies": copies},
             "data": {"grid": (8, 32, 32)},
             "model": {
                 "patch": (2, 8, 8),
@@ -69,56 +77,96 @@ def mark(state: TrainState) -> None:
         network.get_parameter("mask_token").fill_(float(state.step))
 
 
-def save_for_ever(folder: Path, state: TrainState, say: int) -> None:
-    """Save a checkpoint a step, each with weights of its own, and say its step when it is done."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """What a killed process had said, -1 for nothing, and what it was at."""
+
+    said: int
+    in_a_save: bool
+    in_a_copy: bool
+
+
+def save_for_ever(run: RunFolder, copies: Copies, state: TrainState, say: int) -> None:
+    """Save a checkpoint a step, each with weights of its own, and say its step when it and its copy are done.
+
+    Meanwhile the weights of the next step are there already.
+    """
+    saver = Saver(
+        take=lambda spare: take_snapshot(state, recipe(), dataset_sha256="", reuse=spare),
+        publish=lambda snapshot: publish_snapshot(run.checkpoints, snapshot, keep=KEEP),
+        after=[lambda path: copies.push(path, "", KEEP)],
+    )
+    begun = state.step
     while True:
         state.step += 1
         mark(state)
-        save_checkpoint(folder, state, recipe(), dataset_sha256="", keep=KEEP)
-        os.write(say, f"{state.step}\n".encode())
+        saver.save()
+        if state.step > begun + 1:
+            os.write(say, f"{state.step - 1}\n".encode())
 
 
-def kill_once(folder: Path, state: TrainState, after_s: float) -> tuple[int, int, bool]:
-    """Steps said and found, and whether the kill fell into a save."""
+def kill_once(run: RunFolder, copies: Copies, state: TrainState, place: float) -> Kill:
+    """Fork a process that saves, and kill it after its first save: at a place from 0 to 1 of the time of another."""
     heard, say = os.pipe()
+    began = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
             os.close(heard)
-            save_for_ever(folder, state, say)
+            save_for_ever(run, copies, state, say)
         finally:
             os._exit(1)  # whatever happens, the rest of this script is not the child's
     os.close(say)
-    time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(heard) as said:
-        steps = [int(line) for line in said if line.endswith("\n")]
-    in_a_save = any(folder.glob(".tmp-*"))
-    newest = newest_checkpoint(folder).checkpoint
-    found = newest.step if newest else -1
-    if newest:
-        load_state(newest, state, torch.device("cpu"))
-        if state.networks.context.mask_token[0].item() != found:
-            raise AssertionError(f"the weights of step {found} are those of another step")
-    return max(steps, default=state.step), found, in_a_save
+        first = said.readline()
+        time.sleep(place * (time.monotonic() - began))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        steps = [int(line) for line in (first, *said) if line.endswith("\n")]
+    return Kill(
+        said=max(steps, default=-1),
+        in_a_save=any(run.checkpoints.glob(".tmp-*")),
+        in_a_copy=any(STATE_FILE not in files for files in copies.found().values()),
+    )
+
+
+def go_on(run: RunFolder, copies: Copies, state: TrainState) -> int:
+    """Load the newest checkpoint that is whole, whose weights must be of one step; that step, or -1."""
+    bring_newest(run, recipe(copies.place.path), "")
+    newest = newest_checkpoint(run.checkpoints).checkpoint
+    if newest is None:
+        return -1
+    load_state(newest, state, torch.device("cpu"))
+    networks = (state.networks.context, state.networks.target, state.networks.predictor)
+    marks = {one.get_parameter("mask_token")[0].item() for one in networks}
+    if marks != {float(newest.step)}:
+        raise AssertionError(f"the weights of step {newest.step} are those of steps {marks}")
+    return newest.step
 
 
 def run_kills(count: int, seed: int, folder: Path) -> list[Promise]:
-    """Kill `count` saving processes, each going on from what the one before left."""
+    """Kill `count` saving processes, each going on from what the one before left; now and then from copies alone."""
     rng, state = random.Random(seed), fresh_state()
-    save_checkpoint(folder, state, recipe(), dataset_sha256="", keep=KEEP)
-    lost, in_saves, loaded = [], 0, 0
-    for _ in range(count):
-        said, found, in_a_save = kill_once(folder, state, rng.uniform(0.0, LONGEST_S))
-        lost.append(said - found)
+    run, copies = RunFolder(path=folder / "run"), Copies(place=locate(folder / "copies"))
+    copies.push(save_checkpoint(run.checkpoints, state, recipe(), dataset_sha256="", keep=KEEP), "", KEEP)
+    lost, loaded, kills = [], 0, []
+    for number in range(count):
+        before = state.step
+        kills.append(kill_once(run, copies, state, rng.random()))
+        if number % LOST == LOST - 1:
+            shutil.rmtree(run.checkpoints)
+            run.checkpoints.mkdir()
+        found = go_on(run, copies, state)
         loaded += found >= 0
-        in_saves += in_a_save
-    print(table(("kills", "in the middle of a save", "checkpoints saved"), [(count, in_saves, state.step)]))
+        lost.append(max(kills[-1].said, before) - found)
+    in_saves, in_copies = sum(kill.in_a_save for kill in kills), sum(kill.in_a_copy for kill in kills)
+    columns = ("kills", "in the middle of a save", "in the middle of a copy", "run folders lost", "checkpoints saved")
+    print(table(columns, [(count, in_saves, in_copies, count // LOST, state.step)]))
     return [
         Promise(text="the newest whole checkpoint loads", found=f"{loaded} of {count}", kept=loaded == count),
         Promise(text="no save that was done is lost", found=str(max(lost)), kept=max(lost) <= 0),
         Promise(text="kills fell into saves", found=str(in_saves), kept=in_saves > count // 10),
+        Promise(text="kills fell into copies", found=str(in_copies), kept=in_copies > count // 10),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all. Nothing is ever unpickled."""
+"""Checkpoints as they are found and read: safetensors and JSON in a folder. Nothing is ever unpickled."""
 
 import hashlib
 import json
@@ -51,42 +51,17 @@ class Newest:
     passed_over: tuple[str, ...]
 
 
-def save_checkpoint(
-    folder: Path,
-    state: TrainState,
-    recipe: Recipe,
-    *,
-    dataset_sha256: str,
-    keep: int | None = None,
-    spare: int | None = None,
-) -> Path:
-    """Write `folder/step-{:08d}/` under a temporary name, read it back, then publish it by renaming.
+def folder_name(step: int) -> str:
+    """The name of the checkpoint after so many steps; names sort as steps do."""
+    return f"step-{step:08d}"
 
-    Args:
-        folder: the run's `checkpoints`.
-        state: what to save.
-        recipe: resolved; goes into `state.json`, so that a checkpoint describes itself.
-        dataset_sha256: of the training samples, so that a run is resumed on the same ones.
-        keep: how many of the newest checkpoints stay; None keeps all.
-        spare: the step of one that stays, too.
 
-    Raises:
-        CheckpointError: if it could not be written, or what was read back is not what was written.
-    """
-    final = folder / f"step-{state.step:08d}"
-    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
-    try:
-        _write_files(temporary, state, recipe, dataset_sha256)
-        read_checkpoint(temporary)
-        if final.exists():  # of a run that came here before, and had to go back
-            final.replace(folder / f".tmp-old-{final.name}-{os.getpid()}")
-        temporary.replace(final)
-        _sync_folder(folder)
-        _prune(folder, keep, spare)
-    except OSError as error:
-        raise CheckpointError(
-            f"step {state.step} could not be saved ({error}): make room, and resume from the checkpoint before it."
-        ) from error
+def publish_folder(temporary: Path, final: Path) -> Path:
+    """Give a whole checkpoint beside it its name; what has the name now makes place."""
+    if final.exists():  # of a run that came here before, and had to go back; or a damaged one
+        final.replace(final.parent / f".tmp-old-{final.name}-{os.getpid()}")
+    temporary.replace(final)
+    _sync_folder(final.parent)
     return final
 
 
@@ -98,19 +73,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     body = _read_body(path)
     for name in FILES:
-        _read_file(path, name, body["files"])
-    try:
-        recipe = parse_recipe(body["recipe"])
-    except RecipeError as error:
-        raise CheckpointError(f"{path}: its recipe is not one that this version reads: {error}") from error
+        _check_file(path, name, body["files"])
     return Checkpoint(
         path=path,
         step=int(body["step"]),
         skipped=int(body["skipped"]),
         skipped_in_a_row=int(body.get("skipped_in_a_row", 0)),
-        recipe=recipe,
+        recipe=recipe_of(body, str(path)),
         dataset_sha256=body["dataset_sha256"],
     )
+
+
+def recipe_of(body: Mapping[str, Any], path: str) -> Recipe:
+    """The recipe in a `state.json`.
+
+    Raises:
+        CheckpointError: if this version does not read it.
+    """
+    try:
+        return parse_recipe(body["recipe"])
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: its recipe is not one that this version reads: {error}") from error
 
 
 def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
@@ -121,7 +104,7 @@ def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
     """
     passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if before is not None and path.name >= f"step-{before:08d}":
+        if before is not None and path.name >= folder_name(before):
             continue
         try:
             return Newest(checkpoint=read_checkpoint(path), passed_over=tuple(passed_over))
@@ -148,7 +131,7 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
         networks.target.load_state_dict(files["target.safetensors"])
         rest = files["state.safetensors"]
         networks.predictor.load_state_dict(_below(rest, "predictor."))
-        for name, parameter in _optimized(state).items():
+        for name, parameter in optimized(state).items():
             state.optimizer.state[parameter] = _moments(_below(rest, f"optimizer.{name}."), state.optimizer)
         state.recent_VC = rest["recent_VC"].cpu()
     except (RuntimeError, KeyError) as error:
@@ -211,42 +194,8 @@ def _newest_of_run(run: Path) -> Checkpoint:
     return newest.checkpoint
 
 
-def _write_files(folder: Path, state: TrainState, recipe: Recipe, dataset_sha256: str) -> None:
-    folder.mkdir(parents=True)
-    written = {name: _write(folder / name, safetensors.torch.save(_tensors(name, state))) for name in FILES}
-    body = {
-        "format": FORMAT,
-        "step": state.step,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        "recipe": recipe.model_dump(mode="json"),
-        "dataset_sha256": dataset_sha256,
-        "files": written,
-    }
-    _write(folder / STATE_FILE, json.dumps({**body, "sha256": _body_sha256(body)}, indent=1).encode())
-
-
-def _tensors(name: str, state: TrainState) -> dict[str, Tensor]:
-    """What goes into a file, contiguous and on the CPU."""
-    if name == "encoder.safetensors":
-        tensors: Mapping[str, Tensor] = state.networks.context.state_dict()
-    elif name == "target.safetensors":
-        tensors = state.networks.target.state_dict()
-    else:
-        tensors = _rest(state)
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _rest(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"predictor.{key}": tensor for key, tensor in state.networks.predictor.state_dict().items()}
-    tensors["recent_VC"] = state.recent_VC
-    for name, parameter in _optimized(state).items():
-        for key, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    return tensors
-
-
-def _optimized(state: TrainState) -> dict[str, torch.nn.Parameter]:
+def optimized(state: TrainState) -> dict[str, torch.nn.Parameter]:
+    """The weights that the optimizer moves, by name."""
     return {name: parameter for name, parameter in state.networks.named_parameters() if parameter.requires_grad}
 
 
@@ -260,42 +209,60 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _write(path: Path, data: bytes) -> dict[str, Any]:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
 def _read_body(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads((path / STATE_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+        data = (path / STATE_FILE).read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{path}: {STATE_FILE} cannot be read: {error}.") from error
-    if not isinstance(body, dict) or body.pop("sha256", None) != _body_sha256(body):
+    return parse_body(data, str(path))
+
+
+def parse_body(data: bytes, path: str) -> dict[str, Any]:
+    """What a `state.json` says of the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: if it is not as it was written, or of another version.
+    """
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {STATE_FILE} cannot be read: {error}.") from error
+    if not isinstance(body, dict) or body.pop("sha256", None) != body_sha256(body):
         raise CheckpointError(f"{path}: {STATE_FILE} is not as it was written.")
     if body["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {body['format']}, this version reads {FORMAT}.")
     return body
 
 
-def _read_file(path: Path, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
+def _check_file(path: Path, name: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Piece by piece: a training loop goes on meanwhile, and needs its memory."""
+    try:
+        with (path / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {name} cannot be read: {error}.") from error
+    _compare(path, name, files[name], found, size)
+
+
+def _compare(path: Path, name: str, written: Mapping[str, Any], found: str, size: int) -> None:
+    if found != written["sha256"]:
+        raise CheckpointError(f"{path}: {name} is not as it was written ({size} of {written['bytes']} bytes).")
+
+
+def _load_tensors(path: Path, name: str, device: torch.device) -> dict[str, Tensor]:
+    """Of the very bytes that are checked."""
+    files = _read_body(path)["files"]
     try:
         data = (path / name).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {name} cannot be read: {error}.") from error
-    if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
-        raise CheckpointError(f"{path}: {name} is not as it was written ({len(data)} of {files[name]['bytes']} bytes).")
-    return data
+    _compare(path, name, files[name], hashlib.sha256(data).hexdigest(), len(data))
+    return {key: tensor.to(device) for key, tensor in safetensors.torch.load(data).items()}
 
 
-def _load_tensors(path: Path, name: str, device: torch.device) -> dict[str, Tensor]:
-    tensors = safetensors.torch.load(_read_file(path, name, _read_body(path)["files"]))
-    return {key: tensor.to(device) for key, tensor in tensors.items()}
-
-
-def _body_sha256(body: Mapping[str, Any]) -> str:
+def body_sha256(body: Mapping[str, Any]) -> str:
+    """The hash of a `state.json` that stands in it."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -311,20 +278,10 @@ def _sync_folder(folder: Path) -> None:
 def forget_checkpoints(folder: Path, after: int) -> None:
     """Remove those of later steps, which a run that went back has left; the newest first."""
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if path.name > f"step-{after:08d}":
+        if path.name > folder_name(after):
             shutil.rmtree(path)
 
 
 def saved_steps(folder: Path) -> set[int]:
     """Steps of the checkpoints that are there, whole or not."""
     return {int(path.name.removeprefix("step-")) for path in folder.glob("step-*")}
-
-
-def _prune(folder: Path, keep: int | None, spare: int | None) -> None:
-    """Remove what killed saves left behind, and all but the newest `keep` checkpoints and that of step `spare`."""
-    for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path)
-    if keep is not None:
-        for path in sorted(folder.glob("step-*"))[:-keep]:
-            if spare is None or path.name != f"step-{spare:08d}":
-                shutil.rmtree(path)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -140,6 +140,8 @@ class CheckpointConfig(Section):
     keep: Count = 3  # the newest that stay; more than one, for the day when the newest does not load
     best: Literal["label", "device", "laterality", "none"] | None = None
     # The probe whose best checkpoint stays, too. None: that of the label if labels are given, else none.
+    background: bool = True  # the loop waits while the state is copied in memory, and not for the disk
+    copies: str | None = None  # gs:// or s3:// URL, or a folder, of this run alone: checkpoints go there as well
 
 
 class LogConfig(Section):
@@ -148,6 +150,7 @@ class LogConfig(Section):
     every_steps: Count = 10
     images_every_steps: Count = 500
     wandb: bool = True  # offline unless WANDB_API_KEY is set
+    artifacts: bool = False  # each checkpoint goes to W&B as well: gigabytes, for large models
 
 
 class Recipe(Section):
@@ -191,6 +194,10 @@ class Recipe(Section):
         d, h, w = self.token_grid
         return d * h * w
 
+    def record(self) -> dict[str, Any]:
+        """What checkpoints and W&B tell of it: not how and where saves are made, which is nobody else's."""
+        return self.model_dump(mode="json", exclude={"checkpoint": {"background", "copies"}})
+
     def hash(self) -> str:
-        """Sha256 of the recipe's values: equal recipes, equal hash."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """Sha256 of what is recorded: equal records, equal hash."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()

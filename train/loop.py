@@ -89,15 +89,18 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
         TrainingStoppedError: after SIGTERM, with the state saved.
         NonFiniteError: after too many updates in a row that are not finite.
         ValidationError: if the validation loss measures nothing.
+        CheckpointError: if a checkpoint could not be saved, or the last one not be copied.
     """
     recipe = plan.recipe
     feed = Feed(plan.train, recipe, device, step=state.step)
     gave_up = 0
     stepper = Stepper(state=state, feed=feed, recipe=recipe, device=device, say=recorder.say)
-    with closing(feed), stop_requested() as stop:
+    with closing(feed), stop_requested() as stop, recorder.saving(stop):
         if state.step == 0:
             recorder.validate()
             recorder.draw()
+        if is_last(state, recipe):
+            recorder.save()  # the run ended without its last checkpoint being everywhere where it should
         while state.step < recipe.train.max_steps:
             try:
                 result = stepper.step()
@@ -106,6 +109,8 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
                 continue
             report(result, state, feed, recipe, recorder)
             stopped = device.ranks.any(stop.is_set())
+            if stopped:
+                stop.set()  # on every rank, and for the save
             is_good = state.skipped_in_a_row == 0
             wanted = due(state, recipe, recipe.checkpoint.every_steps) or recorder.is_best()
             if (wanted and is_good) or stopped or is_last(state, recipe):

@@ -7,6 +7,7 @@ from shards.schema import SampleRow
 from train.budget import fit_budget
 from train.checkpoint import Checkpoint, forget_checkpoints, load_state, newest_checkpoint
 from train.config import Recipe
+from train.copies import bring_newest
 from train.data import select
 from train.device import Device
 from train.errors import RunFolderError, TrainError
@@ -66,24 +67,25 @@ def plan_run(recipe: Recipe, dataset: Dataset, labels: Labels | None = None) -> 
 
 
 def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> list[str]:
-    """Continue from the newest whole checkpoint of the run, if it has any.
+    """Continue from the newest whole checkpoint of the run folder and of its copies, if there is any.
 
     Returns:
         sentences for people: where it continues, and which checkpoints were passed over and why.
 
     Raises:
-        CheckpointError: if there are checkpoints and none is whole.
-        RunFolderError: if the run was trained on other samples.
+        CheckpointError: if there are checkpoints and none is whole, or the copies cannot be read.
+        RunFolderError: if the run, or that of the copies, was trained on other samples, or by another recipe.
     """
+    said = _bring(run, plan, device)
     newest = newest_checkpoint(run.checkpoints)
-    said = [f"passed over a checkpoint: {reason}" for reason in newest.passed_over]
+    said += [f"passed over a checkpoint: {reason}" for reason in newest.passed_over]
     checkpoint = newest.checkpoint
     if checkpoint is None:
         had_rows = bool(run.rows())
         device.ranks.wait()
         if device.ranks.is_first:
             run.forget_after(-1)
-        return ["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else []
+        return [*said, *(["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else [])]
     if checkpoint.dataset_sha256 != plan.dataset_sha256:
         raise RunFolderError(
             f"{run.path} was trained on other samples than this dataset and these filters give: resume it with "
@@ -91,6 +93,15 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
         )
     _put_back(checkpoint, run, state, device)
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
+
+
+def _bring(run: RunFolder, plan: Plan, device: Device) -> list[str]:
+    """The first rank brings what is newer in the copies; all wait for it."""
+    if plan.recipe.checkpoint.copies is None:
+        return []
+    said = bring_newest(run, plan.recipe, plan.dataset_sha256) if device.ranks.is_first else []
+    device.ranks.wait()
+    return said
 
 
 def go_back(run: RunFolder, state: TrainState, device: Device) -> bool:

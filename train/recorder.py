@@ -1,9 +1,11 @@
 """What a run leaves behind: rows, pictures, checkpoints and a summary."""
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from shards.reader import read_sample
 from train.best import find_best, read_best
-from train.checkpoint import save_checkpoint, saved_steps
+from train.checkpoint import saved_steps
 from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
@@ -24,6 +26,7 @@ from train.plan import Plan, go_back
 from train.probe import encode
 from train.report import save_masks
 from train.run_folder import RunFolder
+from train.saver import open_saver
 from train.selfcheck import Motion, check_itself
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
@@ -48,6 +51,7 @@ class Recorder:
         self._listener = listener or Listener()
         self.say = self._listener.say
         self._tracker = Tracker(run, plan.recipe, self._dataset()) if device.ranks.is_first else None
+        self._saver = open_saver(plan, run, state, self._tracker, self.say) if self._tracker else None
         self._motion = Motion.of(state.networks)
         self.rows = run.rows()
         self._settle_best()
@@ -124,6 +128,9 @@ class Recorder:
         As the first rank sees it, which alone has saved them.
         """
         measure = self._plan.best
+        if measure and self._saver:
+            self._saver.finish()  # the one in flight may be the best so far
+            self._settle_best()
         now = find_best(self.rows, measure, {self._state.step}) if measure else None
         if now is None:
             return False
@@ -167,25 +174,29 @@ class Recorder:
         networks.train()
         return tokens_BNC.cpu()
 
+    def saving(self, stop: threading.Event) -> AbstractContextManager[None]:
+        """While the loop runs, which `stop` ends; afterwards all is saved, or a CheckpointError raised."""
+        return self._saver.running(stop) if self._saver else nullcontext()
+
     def save(self) -> None:
-        """A checkpoint of the state as it is, the same on every rank."""
-        if self._tracker is None:
+        """A checkpoint of the state as it is, the same on every rank; done when told to stop, else on its way."""
+        if self._saver is None:
             return
         began = time.perf_counter()
-        save_checkpoint(
-            self._run.checkpoints,
-            self._state,
-            self._plan.recipe,
-            dataset_sha256=self._plan.dataset_sha256,
-            keep=self._plan.recipe.checkpoint.keep,
-            spare=self.best.step if self.best else None,
-        )
+        self._saver.finish()
+        self._settle_best()
+        self._saver.save(best=self.best.step if self.best else None)
         self._settle_best()
         self._mark += time.perf_counter() - began
 
     def go_back(self) -> bool:
         """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
+        if self._saver:
+            self._saver.finish()
+        self._device.ranks.wait()  # no rank looks for the newest checkpoint before it is there
         went = go_back(self._run, self._state, self._device)
+        if went and self._saver:
+            self._saver.forget_after(self._state.step)
         self.rows = self._run.rows()
         self._settle_best()
         self._motion = Motion.of(self._state.networks)
@@ -194,6 +205,7 @@ class Recorder:
 
     def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:
         """Write the summary, and end the W&B run."""
+        self._settle_best()
         summary = self.summary(status)
         if self._tracker is not None:
             self._run.write_summary(summary)
@@ -219,6 +231,8 @@ class Recorder:
             "seconds": time.perf_counter() - self._began,
             "seconds_validating": self._validating_s,
             "seconds_probing": self._probing_s,
+            "save_wait_s": self._saver.held_s if self._saver else 0.0,
+            "copies_failed": self._saver.copier.failed if self._saver and self._saver.copier else 0,
             "num_train": len(self._plan.train.samples),
             "num_val": len(self._plan.val.samples),
             "dropped": list(self._plan.dropped),

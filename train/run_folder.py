@@ -51,12 +51,24 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line that a kill cut short is left out."""
-        return list(_whole_rows(self.metrics)) if self.metrics.exists() else []
+        return list(_whole_rows(self.metrics.read_text())) if self.metrics.exists() else []
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of steps that a resumed run will do again, so that each step has one."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.metrics, self.text_until(step))
+
+    def text_until(self, step: int) -> str:
+        """The rows up to a step, as `metrics.jsonl` has them."""
+        return "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
+
+    def put_rows(self, text: str) -> None:
+        """Let `metrics.jsonl` be this text, of a copy.
+
+        Raises:
+            ValueError: if it is not made of rows.
+        """
+        rows = list(_whole_rows(text))
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=2, sort_keys=True) + "\n")
@@ -113,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines(keepends=True):
+def _whole_rows(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)

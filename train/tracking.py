@@ -33,6 +33,18 @@ class Tracker:
 
             self._wandb_run.log({f"media/{path.stem.rpartition('-')[0]}": wandb.Image(str(path))}, step=step)
 
+    def checkpoint(self, path: Path) -> None:
+        """Log a checkpoint as an artifact, a version of the run's model.
+
+        W&B copies the files to a place of its own (WANDB_DATA_DIR) before it returns: checkpoints are pruned.
+        """
+        if self._wandb_run is not None:
+            import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
+
+            artifact = wandb.Artifact(f"checkpoint-{self._wandb_run.id}", type="model", metadata={"folder": path.name})
+            artifact.add_dir(str(path))
+            self._wandb_run.log_artifact(artifact, aliases=["latest", path.name])
+
     def close(self, *, failed: bool = False) -> None:
         if self._wandb_run is not None:
             self._wandb_run.finish(exit_code=int(failed))
@@ -57,7 +69,7 @@ def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:
         project="fovea",
         id=_identity(run.path / "wandb.json"),
         name=recipe.name,
-        config={**recipe.model_dump(mode="json"), "dataset": dict(dataset)},
+        config={**recipe.record(), "dataset": dict(dataset)},
         dir=str(run.path),
         mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
         resume="allow",

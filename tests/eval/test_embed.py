@@ -17,11 +17,12 @@ from eval.errors import EmbeddingsError
 from eval.store import read_embeddings
 from fovea.embed import command
 from shards.reader import open_dataset, read_sample
-from train.checkpoint import load_encoder, save_checkpoint
+from train.checkpoint import load_encoder
 from train.device import open_device
 from train.errors import CheckpointError
 from train.features import pooled_features
 from train.recipe import load_recipe
+from train.snapshot import save_checkpoint
 from train.step import start_state
 
 

@@ -7,10 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-import train.checkpoint
+import train.snapshot
 from shards.reader import open_dataset
 from shards.schema import Sample
-from train.checkpoint import load_encoder, load_state, newest_checkpoint, read_checkpoint, save_checkpoint
+from train.checkpoint import load_encoder, load_state, newest_checkpoint, read_checkpoint
 from train.config import Recipe
 from train.device import Device
 from train.errors import CheckpointError
@@ -18,6 +18,7 @@ from train.features import pooled_features, token_features
 from train.objective import Batch
 from train.plan import plan_run, resume
 from train.run_folder import open_run
+from train.snapshot import save_checkpoint
 from train.step import TrainState, start_state, train_step
 
 FILES = ("encoder.safetensors", "target.safetensors", "state.safetensors", "state.json")
@@ -106,7 +107,7 @@ def test_half_a_save_is_no_checkpoint(
     def full_disk(_path: Path, _data: bytes) -> dict[str, object]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.checkpoint, "_write", full_disk)
+    monkeypatch.setattr(train.snapshot, "_write", full_disk)
     with pytest.raises(CheckpointError, match=r"step 4 could not be saved .*No space left"):
         save_checkpoint(folder, state, recipe, dataset_sha256="d")
     newest = newest_checkpoint(folder)
@@ -119,15 +120,15 @@ def test_what_is_read_back_must_be_what_was_written(
 ) -> None:
     folder, state = saved
     state.step = 4
-    write = train.checkpoint._write
+    write = train.snapshot._write_tensors
 
-    def lying_disk(path: Path, data: bytes) -> dict[str, object]:
-        record = write(path, data)
+    def lying_disk(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+        record = write(path, tensors)
         if path.name == "target.safetensors":
             damage(path, "flipped")
         return record
 
-    monkeypatch.setattr(train.checkpoint, "_write", lying_disk)
+    monkeypatch.setattr(train.snapshot, "_write_tensors", lying_disk)
     with pytest.raises(CheckpointError, match="not as it was written"):
         save_checkpoint(folder, state, recipe, dataset_sha256="d")
     assert not (folder / "step-00000004").exists()

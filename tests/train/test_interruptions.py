@@ -29,13 +29,32 @@ def test_kills_lose_no_save_and_damage_is_named() -> None:
 def test_a_save_under_its_final_name_from_the_start_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import checkpoints
 
-    import train.checkpoint
+    import train.snapshot
 
-    def careless(folder: Path, state: object, recipe: object, *, dataset_sha256: str, keep: int | None = None) -> None:
+    def careless(folder: Path, snapshot: train.snapshot.Snapshot, *, keep: int | None = None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
-        train.checkpoint._write_files(folder / f"step-{state.step:08d}", state, recipe, dataset_sha256)
+        train.snapshot._write_files(folder / f"step-{snapshot.step:08d}", snapshot)
+        return folder / f"step-{snapshot.step:08d}"
 
-    monkeypatch.setattr(checkpoints, "save_checkpoint", careless)
+    monkeypatch.setattr(checkpoints, "publish_snapshot", careless)
+    monkeypatch.setattr(checkpoints, "bring_newest", lambda *_: [])
+    monkeypatch.setattr(checkpoints, "run_damages", lambda *_: [])
+    with pytest.raises(CheckpointError, match="none of the"):
+        checkpoints.run(kills=25, damaged=0, seed=3)
+
+
+def test_a_copy_that_says_first_that_it_is_whole_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import checkpoints
+
+    def careless(self: checkpoints.Copies, checkpoint: Path, rows: str, keep: int) -> None:
+        target = Path(self.place.path) / checkpoint.name
+        shutil.rmtree(target.parent, ignore_errors=True)  # with others a damaged one is only passed over
+        target.mkdir(parents=True)
+        for name in ("state.json", *checkpoints.FILES):
+            shutil.copyfile(checkpoint / name, target / name)
+
+    monkeypatch.setattr(checkpoints, "LOST", 1)
+    monkeypatch.setattr(checkpoints.Copies, "push", careless)
     monkeypatch.setattr(checkpoints, "run_damages", lambda *_: [])
     with pytest.raises(CheckpointError, match="none of the"):
         checkpoints.run(kills=25, damaged=0, seed=3)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from shards.reader import open_dataset
-from train.checkpoint import load_state, read_checkpoint, save_checkpoint
+from train.checkpoint import load_state, read_checkpoint
 from train.config import Recipe
 from train.device import Device
 from train.feed import Feed
 from train.loop import pretrain
 from train.plan import plan_run
+from train.snapshot import save_checkpoint
 from train.step import start_state, train_step
 
 STEPS, AHEAD = 50, 2

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.reader import open_dataset
 from train.config import Recipe
+from train.loop import pretrain
 from train.run_folder import open_run
 from train.tracking import Tracker
 
@@ -52,6 +54,30 @@ def test_wandb_is_offline_in_the_run_folder_and_records_neither_host_nor_command
     again = Tracker(run, recipe)
     again.close()
     assert json.loads((run.path / "wandb.json").read_text())["id"] == identity
+
+
+@pytest.mark.slow
+def test_each_checkpoint_is_an_artifact_if_the_recipe_says_so(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline: the record and the files wait for `wandb sync`, also when the checkpoint was pruned."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr("train.recorder.save_masks", lambda *_, **__: None)
+    monkeypatch.setattr(Tracker, "picture", lambda *_: None)
+    for artifacts in (True, False):
+        out = tmp_path / f"run-{artifacts}"
+        recipe = make_recipe(log={"wandb": True, "artifacts": artifacts}, checkpoint={"every_steps": 3, "keep": 1})
+        pretrain(recipe, open_dataset(tiny_dataset), out)
+        log = next((out / "wandb").glob("offline-run-*/*.wandb"))
+        recorded = _written(log, b"train/loss")
+        for name in (b"step-00000003", b"step-00000006"):
+            assert (name in recorded) == artifacts
+        assert (b"checkpoint-" in recorded) == artifacts
+    waiting = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    sizes = {path.stat().st_size for path in (tmp_path / "run-True/checkpoints/step-00000006").iterdir()}
+    assert sizes <= {path.stat().st_size for path in waiting}
+    assert len(waiting) == 2 * 4
 
 
 def _written(path: Path, word: bytes) -> bytes:

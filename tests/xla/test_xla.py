@@ -18,13 +18,14 @@ from fovea.leave import leave_after
 from shards.reader import open_dataset
 from tests.conftest import build_sample, commit_dataset
 from tests.train.conftest import SHAPE, tiny
-from train.checkpoint import load_state, newest_checkpoint, save_checkpoint
+from train.checkpoint import load_state, newest_checkpoint
 from train.config import Recipe
 from train.device import Device, open_device
 from train.errors import DeviceError
 from train.feed import Feed
 from train.loop import check_parts, pretrain
 from train.plan import Plan, plan_run
+from train.snapshot import save_checkpoint
 from train.step import TrainState, start_state, train_step
 
 STEPS = 12

@@ -1,0 +1,291 @@
+"""Copies of checkpoints in a bucket or another folder: whole when their `state.json` is there, and found on resume."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from shards.errors import ShardError
+from shards.publish import publish
+from shards.storage import READ_BYTES, Place, exists, locate, names_below, read_bytes, read_range, remove, remove_tree
+from train.best import read_best
+from train.checkpoint import FILES, STATE_FILE, folder_name, parse_body, publish_folder, read_checkpoint, recipe_of
+from train.config import Recipe
+from train.errors import CheckpointError, RunFolderError
+from train.recipe import differences
+from train.run_folder import RunFolder
+
+ROWS_FILE: Final = "metrics.jsonl"
+"""The rows up to the checkpoint, in the copy: a run's curve is to outlive its machine."""
+
+FOLDER: Final = re.compile(r"step-\d{8}")
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """The copies of one run, in folders with the names of the checkpoints. What else lies there is not ours."""
+
+    place: Place
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self | None:
+        """Where the recipe wants them, if it does.
+
+        Raises:
+            AddressError: if that is no address, or of a store whose package is not installed.
+        """
+        url = recipe.checkpoint.copies
+        return None if url is None else cls(place=locate(url))
+
+    def found(self) -> dict[str, dict[str, int]]:
+        """Folder -> file -> bytes, of what is there, whole or not; raises as `shards.storage`."""
+        found: dict[str, dict[str, int]] = {}
+        for path, size in names_below(self.place).items():
+            folder, _, name = path.partition("/")
+            if FOLDER.fullmatch(folder) and name:
+                found.setdefault(folder, {})[name] = size
+        return found
+
+    def push(self, checkpoint: Path, rows: str, keep: int, spare: str | None = None) -> None:
+        """Copy a checkpoint: `state.json` last, so that a kill leaves it unseen; then prune; raises as `publish`."""
+        target = self.place / checkpoint.name
+        state = (checkpoint / STATE_FILE).read_bytes()
+        if exists(target / STATE_FILE) and read_bytes(target / STATE_FILE) != state:
+            remove(target / STATE_FILE)  # of a run that came here before, and had to go back
+        for name in FILES:
+            with (checkpoint / name).open("rb") as file:
+                publish((target / name).url, file, replace=True)
+        publish((target / ROWS_FILE).url, rows.encode(), replace=True)
+        publish((target / STATE_FILE).url, state, replace=True)
+        self._prune(checkpoint.name, keep, spare)
+
+    def forget_after(self, name: str) -> None:
+        """Remove the copies of later steps."""
+        for folder in sorted(self.found(), reverse=True):
+            if folder > name:
+                self._remove(folder)
+
+    def bring(self, name: str, files: Sizes, run: RunFolder) -> str:
+        """Download a copy and its rows, check it, and publish it in the run folder; returns a sentence.
+
+        Raises:
+            CheckpointError: if it is damaged.
+            StoreError, OSError: if the store does not give it, or the disk does not take it.
+        """
+        place, temporary = self.place / name, run.checkpoints / f".tmp-{name}-{os.getpid()}"
+        self._check_sizes(place, files)
+        temporary.mkdir()
+        try:
+            for file in (*FILES, STATE_FILE):
+                _download(place / file, temporary / file, files[file])
+            read_checkpoint(temporary)
+            said = _bring_rows(place / ROWS_FILE, files.get(ROWS_FILE), run)
+            publish_folder(temporary, run.checkpoints / name)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(temporary), place.url)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well
+        return f"brought {place.url} to the run folder{said}."
+
+    def body(self, name: str, files: Sizes) -> dict[str, Any]:
+        """What a copy says of itself.
+
+        Raises:
+            CheckpointError: if that is damaged.
+        """
+        place = self.place / name
+        return parse_body(read_bytes(place / STATE_FILE, files[STATE_FILE]), place.url)
+
+    def _check_sizes(self, place: Place, files: Sizes) -> None:
+        """By the listing: what is cut or missing is damage, where a store that does not answer is none."""
+        for file, written in self.body(place.path.rpartition("/")[2], files)["files"].items():
+            if files.get(file) != written["bytes"]:
+                raise CheckpointError(f"{place.url}: {file} has {files.get(file, 0)} of {written['bytes']} bytes.")
+
+    def _prune(self, newest: str, keep: int, spare: str | None) -> None:
+        """Remove what killed copies left behind, and all but the newest `keep` up to this one and `spare`."""
+        found = {name: files for name, files in self.found().items() if name <= newest}
+        kept = sorted(name for name, files in found.items() if STATE_FILE in files)[-keep:]
+        for name in found.keys() - {*kept, spare}:
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        place = self.place / name
+        remove(place / STATE_FILE)
+        for file in names_below(place):  # one by one: threads of a pool would keep a process that is told to stop
+            remove(place / file)
+        if place.is_local:
+            remove_tree(place)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Copy:
+    name: str
+    error: str | None = "it was not finished"
+
+
+@dataclass(slots=True, kw_only=True)
+class Copier:
+    """Copies the checkpoints of a run as they come. A store that fails is said, counted, and asked again."""
+
+    copies: Copies
+    run: RunFolder
+    keep: int
+    say: Callable[[str], None]
+    _tried: list[_Copy] = field(default_factory=list)
+
+    def __call__(self, checkpoint: Path) -> None:
+        copy = _Copy(name=checkpoint.name)
+        self._tried.append(copy)
+        try:
+            rows = self.run.text_until(int(checkpoint.name.rpartition("-")[2]))
+            best = read_best(self.run.path)
+            self.copies.push(checkpoint, rows, self.keep, folder_name(best.step) if best else None)
+        except (ShardError, OSError) as error:
+            copy.error = _said(error)
+            self.say(
+                f"{copy.name} was not copied to {self.copies.place.url} ({copy.error}): the run goes on, and "
+                "copies the next checkpoint."
+            )
+        else:
+            copy.error = None
+
+    @property
+    def failed(self) -> int:
+        """Copies that were not made."""
+        return sum(copy.error is not None for copy in self._tried)
+
+    def check(self) -> None:
+        """Whether the last checkpoint was copied.
+
+        Raises:
+            CheckpointError: if not.
+        """
+        if self._tried and self._tried[-1].error is not None:
+            last = self._tried[-1]
+            raise CheckpointError(
+                f"{last.name} is in the run folder alone: its copy to {self.copies.place.url} failed ({last.error}); "
+                "the same command copies it."
+            )
+
+    def forget_after(self, step: int) -> None:
+        """Remove the copies of later steps; where that fails, it is said."""
+        try:
+            self.copies.forget_after(folder_name(step))
+        except (ShardError, OSError) as error:
+            self.say(
+                f"copies of steps after {step} stay in {self.copies.place.url} ({_said(error)}): remove them by hand."
+            )
+
+
+def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[str]:
+    """Bring the newest whole copy to the run folder, unless what is there is as new and whole.
+
+    Returns:
+        sentences for people: what was brought, and what was passed over and why.
+
+    Raises:
+        CheckpointError: if the store cannot be read, or there are checkpoints or copies and none is whole.
+        RunFolderError: if the copies are of another recipe or other samples.
+    """
+    copies = Copies.of(recipe)
+    if copies is None:
+        return []
+    with _readable(copies.place):
+        found = copies.found()
+        whole = {name: files for name, files in found.items() if STATE_FILE in files}
+        _check_same_run(copies, whole, recipe, dataset_sha256)
+        if found and not whole:
+            return [f"{copies.place.url} holds no whole copy of a checkpoint."]
+        return _bring_first_whole(copies, whole, run)
+
+
+def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
+    """The newest first, and of equal steps that of the run folder."""
+    local = {path.name for path in run.checkpoints.glob("step-*")}
+    said: list[str] = []
+    damaged = None
+    for name in sorted(local | whole.keys(), reverse=True):
+        damaged = _damage(run.checkpoints / name) if name in local else None
+        if name in local and damaged is None:
+            return said
+        if name in whole:
+            try:
+                brought = copies.bring(name, whole[name], run)
+            except CheckpointError as error:
+                said.append(f"passed over a copy: {error}")
+            else:
+                return [*said, *([f"passed over a checkpoint: {damaged}"] if damaged else []), brought]
+    if said:
+        raise CheckpointError(
+            f"none of the {len(local)} checkpoints in {run.checkpoints} and {len(whole)} copies in {copies.place.url} "
+            f"can be read ({said[0].rstrip('.')}); restore one, or start a new run with another --out and other "
+            "checkpoint.copies."
+        )
+    return []
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _check_same_run(copies: Copies, whole: Mapping[str, Sizes], recipe: Recipe, dataset_sha256: str) -> None:
+    """By the newest copy that says what it is: a run must neither go on from another's copies nor prune them."""
+    for name in sorted(whole, reverse=True):
+        url = (copies.place / name).url
+        try:
+            body = copies.body(name, whole[name])
+            changed = differences(recipe_of(body, url), recipe)
+        except CheckpointError:
+            continue  # it is passed over, with the reason, when one is looked for
+        if changed or body["dataset_sha256"] != dataset_sha256:
+            what = f"another recipe ({'; '.join(changed)})" if changed else "other samples"
+            raise RunFolderError(
+                f"{copies.place.url} holds copies of a run of {what}: choose another checkpoint.copies for this one."
+            )
+        return
+
+
+def _said(error: Exception) -> str:
+    """For brackets."""
+    return str(error).rstrip(".")
+
+
+@contextmanager
+def _readable(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the copies in {place.url} could not be brought here ({_said(error)}): resume when they can, or set "
+            "checkpoint.copies=null to go on from the run folder alone."
+        ) from error
+
+
+def _download(place: Place, path: Path, size: int) -> None:
+    with path.open("xb") as file:
+        for start in range(0, size, READ_BYTES):
+            file.write(read_range(place, start, min(READ_BYTES, size - start)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _bring_rows(place: Place, size: int | None, run: RunFolder) -> str:
+    """Put the rows into the run folder; what to say of it."""
+    if size is None:
+        return f", without the rows before it: there is no {place.url}"
+    try:
+        run.put_rows(read_bytes(place, size).decode())
+    except ValueError as error:
+        return f", without the rows before it: {place.url} cannot be read ({error})"
+    return ", with the rows up to it"
