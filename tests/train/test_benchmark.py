@@ -113,9 +113,9 @@ def run(path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
 def test_it_runs_with_pytorch_and_little_else_and_computes_the_same(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     code, plain, said = run(tmp_path, "--baseline", "full")
-    assert (code, plain["recipe_reader"]) == (0, "plain"), said
+    assert (code, plain.get("recipe_reader")) == (0, "plain"), said
     code, whole, said = run(tmp_path / "nothing", "--baseline", "full")
-    assert (code, whole["recipe_reader"]) == (0, "pydantic"), said
+    assert (code, whole.get("recipe_reader")) == (0, "pydantic"), said
     assert plain["check"] == whole["check"]
     same = ("loss", "full_tokens_loss", "encoder_parameters", "predictor_parameters", "tokens", "precision")
     assert [plain[key] for key in same] == [whole[key] for key in same]
