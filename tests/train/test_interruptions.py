@@ -41,20 +41,3 @@ def test_a_save_under_its_final_name_from_the_start_would_be_noticed(monkeypatch
     monkeypatch.setattr(checkpoints, "run_damages", lambda *_: [])
     with pytest.raises(CheckpointError, match="none of the"):
         checkpoints.run(kills=25, damaged=0, seed=3)
-
-
-def test_a_copy_that_says_first_that_it_is_whole_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import checkpoints
-
-    def careless(self: checkpoints.Copies, checkpoint: Path, rows: str, keep: int) -> None:
-        target = Path(self.place.path) / checkpoint.name
-        shutil.rmtree(target.parent, ignore_errors=True)  # with others a damaged one is only passed over
-        target.mkdir(parents=True)
-        for name in ("state.json", *checkpoints.FILES):
-            shutil.copyfile(checkpoint / name, target / name)
-
-    monkeypatch.setattr(checkpoints, "LOST", 1)
-    monkeypatch.setattr(checkpoints.Copies, "push", careless)
-    monkeypatch.setattr(checkpoints, "run_damages", lambda *_: [])
-    with pytest.raises(CheckpointError, match="none of the"):
-        checkpoints.run(kills=25, damaged=0, seed=3)
