@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shards.reader import read_sample
@@ -17,6 +18,7 @@ from train.plan import Plan, go_back
 from train.report import save_masks
 from train.run_folder import RunFolder
 from train.selfcheck import Motion, check_itself
+from train.signals import Stop
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
 from train.validation import check_varies, validate
@@ -79,30 +81,54 @@ class Recorder:
         ranks = self._device.ranks.world_size
         return {"tflops": flops / 1e12} | ({"mfu": flops / (peak * ranks)} if peak else {})
 
-    def validate(self) -> None:
-        """Score the held-out volumes, if there are any, and refuse a score that measures nothing."""
+    def has_validated(self) -> bool:
+        """Whether every rank sees a row about the held-out volumes at this step."""
+        found = any(row["split"] == "val" and row["step"] == self._state.step for row in self.rows)
+        return not self._device.ranks.any(not found)
+
+    def validate(self, stop: Stop | None = None) -> None:
+        """Score the held-out volumes, if there are any, and refuse a score that measures nothing.
+
+        Raises:
+            StopRequestedError: on all ranks, if one is asked to stop; nothing is recorded.
+        """
         if not self._plan.val.samples:
             return
+        stop = stop or Stop()
         began = time.perf_counter()
         state, recipe = self._state, self._plan.recipe
-        summary = validate(state.networks, self._plan.val, recipe, self._device)
+        summary = validate(state.networks, self._plan.val, recipe, self._device, stop)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
-        proof = check_itself(state.networks, self._plan.train, recipe, self._device)
+        with stop.agreed(self._device.ranks), stop.ending_waits():
+            proof = check_itself(state.networks, self._plan.train, recipe, self._device)
         self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof})
         self._mark += time.perf_counter() - began
 
-    def draw(self) -> None:
-        """A picture of one volume with its masks: always the same one, held out if there are such."""
-        if self._tracker is None:
-            return
+    def has_drawn(self) -> bool:
+        """Whether every rank sees a picture of this step."""
+        return not self._device.ranks.any(not self._picture.exists())
+
+    def draw(self, stop: Stop | None = None) -> None:
+        """A picture of one volume with its masks: always the same one, held out if there are such.
+
+        Raises:
+            StopRequestedError: on all ranks, if one is asked to stop; nothing is drawn.
+        """
+        stop = stop or Stop()
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
-        sample = read_sample(dataset, dataset.samples[0])
-        path = self._run.media / f"masks-{self._state.step:08d}.png"
+        with stop.agreed(self._device.ranks), stop.ending_waits():
+            sample = read_sample(dataset, dataset.samples[0]) if self._device.ranks.is_first else None
+        if self._tracker is None or sample is None:
+            return
         batch = validation_batch([sample], self._plan.recipe, self._device)
-        save_masks(path, batch, self._plan.recipe, title=f"{sample.key}, step {self._state.step}")
-        self._tracker.picture(path, self._state.step)
+        save_masks(self._picture, batch, self._plan.recipe, title=f"{sample.key}, step {self._state.step}")
+        self._tracker.picture(self._picture, self._state.step)
+
+    @property
+    def _picture(self) -> Path:
+        return self._run.media / f"masks-{self._state.step:08d}.png"
 
     def save(self) -> None:
         """A checkpoint of the state as it is, the same on every rank."""

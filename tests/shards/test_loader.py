@@ -1,5 +1,6 @@
 """Reading ahead: what was written comes in the run's order, whatever the workers and wherever it was stopped."""
 
+import multiprocessing
 import random
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from shards.errors import DatasetCorruptError
 from shards.loader import Loader
 from shards.order import RunOrder
-from shards.reader import Dataset, open_dataset
+from shards.reader import Dataset, open_dataset, read_sample
 from shards.schema import Sample, SampleRow
 from tests.shards.test_order import make_rows
 
@@ -106,6 +107,25 @@ def test_a_damaged_shard_is_named_in_one_sentence(make_sample, make_dataset, tmp
     loader = Loader(dataset, RunOrder(rows=dataset.samples, seed=1, batch=3), workers=workers)
     with pytest.raises(DatasetCorruptError, match=r"^train-.*ends .* bytes too early; `fovea verify .*`"):
         take(loader, 1)
+
+
+def test_readers_in_the_middle_of_a_read_end_at_once(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """Torch alone would wait 5 s for each of them."""
+    forever = [place.row.key for place in islice(order_of(dataset).places(BATCH), BATCH)]
+
+    def read_row(of: Dataset, row: SampleRow) -> Sample:
+        if row.key in forever:
+            time.sleep(60)
+        return read_sample(of, row)
+
+    monkeypatch.setattr("shards.loader.read_sample", read_row)
+    loader = Loader(dataset, order_of(dataset), workers=2)
+    take(loader, 1)
+    readers = multiprocessing.active_children()
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 3
+    assert [reader.exitcode for reader in readers] == [0, 0]
 
 
 def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
