@@ -12,20 +12,17 @@ class StopRequestedError(BaseException):
     """SIGTERM has come: the loop saves and ends. No Exception, so that nobody takes it for a read that failed."""
 
 
-class Stop:
-    """Whether this process was asked to stop."""
+class Stop(threading.Event):
+    """Set when this process was asked to stop."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        super().__init__()
         self._may_end = False
-
-    def is_set(self) -> bool:
-        return self._asked.is_set()
 
     def ask(self, *_: object) -> None:
         """A signal's handler; the first request ends a wait, if there is one."""
-        is_first = not self._asked.is_set()
-        self._asked.set()
+        is_first = not self.is_set()
+        self.set()
         if is_first and self._may_end:
             raise StopRequestedError
 
@@ -38,7 +35,7 @@ class Stop:
         """
         self._may_end = True
         try:
-            if self._asked.is_set():
+            if self.is_set():
                 raise StopRequestedError
             yield
         finally:
