@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Final
 
 import torch
@@ -149,6 +151,7 @@ def _as_is(read: Read | ShardError) -> Read | ShardError:
 
 def _begin(theirs: Connection, ours: Connection, _worker: int) -> None:
     _leave_signals()
+    sys.excepthook = _tell
     ours.close()
     threading.Thread(target=_end_with_the_run, args=(theirs,), daemon=True).start()
 
@@ -160,6 +163,12 @@ def _end_with_the_run(pipe: Connection) -> None:
     """
     pipe.poll(None)
     os._exit(0)
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Not that the run left while a thread of multiprocessing handed it a tensor: a stop does not wait for that."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals() -> None:

@@ -12,12 +12,17 @@ class StopRequestedError(BaseException):
     """SIGTERM has come: the loop saves and ends. No Exception, so that nobody takes it for a read that failed."""
 
 
-class Stop(threading.Event):
-    """Set when this process was asked to stop."""
+class Stop:
+    """Whether this process is to stop. No `threading.Event`: its lock may be held where a signal's handler runs."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._may_end = False
+        self._is_set = self._may_end = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
 
     def ask(self, *_: object) -> None:
         """A signal's handler; the first request ends a wait, if there is one."""

@@ -24,8 +24,8 @@ from train.errors import TrainingStoppedError
 from train.run_folder import RunFolder
 
 SILENT = Plan(share=1.0, faults=(Fault.STALL,))
-ALLOWED_S = 10.0
-"""An attempt at a silent store lasts 30 s, and there are eight."""
+ALLOWED_S = 25.0
+"""An attempt at a silent store lasts 30 s, and there are eight; then the run would fail."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,30 +33,34 @@ def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.recorder.save_masks", lambda path, *_, **__: path.write_bytes(b""))
 
 
-def stop_soon() -> None:
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+def stop_soon(stopped: list[float]) -> None:
+    def stop() -> None:
+        stopped.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Timer(0.3, stop).start()
 
 
-def silence_in_a_step(store: Store, patch: pytest.MonkeyPatch) -> None:
+def silence_in_a_step(store: Store, patch: pytest.MonkeyPatch, stopped: list[float]) -> None:
     real = train.attempts.try_step
 
     def try_step(state: Any, *arguments: Any) -> Any:
         result = real(state, *arguments)
         if state.step == 3:
             store.proxy.plan(SILENT)
-            stop_soon()
+            stop_soon(stopped)
         return result
 
     patch.setattr(train.attempts, "try_step", try_step)
 
 
-def silence_in_validation(store: Store, patch: pytest.MonkeyPatch) -> None:
+def silence_in_validation(store: Store, patch: pytest.MonkeyPatch, stopped: list[float]) -> None:
     real = train.recorder.validate
 
     def validate(networks: Any, dataset: Any, recipe: Any, device: Any, stop: Any) -> Any:
         if silenced:
             store.proxy.plan(SILENT)
-            stop_soon()
+            stop_soon(stopped)
         silenced.append(True)
         return real(networks, dataset, recipe, device, stop)
 
@@ -75,16 +79,17 @@ def test_a_silent_store_does_not_hold_up_the_stop(  # noqa: PLR0917
     tmp_path: Path,
     make_recipe: Callable[..., Recipe],
     monkeypatch: pytest.MonkeyPatch,
-    silence: Callable[[Store, pytest.MonkeyPatch], None],
+    silence: Callable[[Store, pytest.MonkeyPatch, list[float]], None],
     workers: int,
 ) -> None:
     recipe = make_recipe(data={"workers": workers})
     with monkeypatch.context() as patch:
-        silence(store, patch)
-        dataset, began = open_dataset(in_bucket), time.monotonic()
+        stopped: list[float] = []
+        silence(store, patch, stopped)
+        dataset = open_dataset(in_bucket)
         with pytest.raises(TrainingStoppedError, match=r"step [345], saved"):
             train.loop.pretrain(recipe, dataset, tmp_path / "bucket")
-        assert time.monotonic() - began < ALLOWED_S
+        assert time.monotonic() - stopped[0] < ALLOWED_S
     store.proxy.plan(Plan())
     assert run(in_bucket, tmp_path / "bucket", recipe) == run(tiny_dataset, tmp_path / "disk", recipe)
 
@@ -120,6 +125,6 @@ def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(
 
     monkeypatch.setattr(train.attempts, "try_step", try_step)
     recipe = make_recipe(data={"workers": 2}, train={"max_steps": 200})
-    with pytest.raises(ReaderDiedError, match=r"a reader process died \(.*Killed.*lower data\.workers"):
+    with pytest.raises(ReaderDiedError, match=r"a reader process died \(DataLoader worker .*lower data\.workers"):
         train.loop.pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
     assert RunFolder(path=tmp_path / "run").read_summary()["status"] == "failed"
