@@ -8,6 +8,7 @@ from beam_jobs.dataflow import what_service_said
 
 OWN_ERRORS: Final = {
     "JobError", "GuardError", "SourceError", "CohortError", "GeometryError", "StoreError", "PassingFaultError",
+    "ShortFileError",
     "ContentConflictError",
 }  # fmt: skip
 RUNNING: Final = " [while running"

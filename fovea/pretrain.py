@@ -17,6 +17,10 @@ PROBES: Final = ("label", "device", "laterality")
 
 
 def command(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="The same as --set KEY=VALUE; W&B's agent gives a trial's so."),
+    ] = None,
     *,
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a .yaml file.")],
     data: Annotated[str, typer.Option(help="Path or URL of a dataset that `fovea ingest` made.")],
@@ -38,19 +42,22 @@ def command(
     """Train an encoder on a dataset, or resume the run in --out.
 
     With --labels the checkpoint that scores best on them stays, too: `fovea embed --checkpoint best` takes it.
+    As a trial of a W&B sweep its run folder is below --out, named as W&B's run is.
 
     Example: fovea pretrain --recipe cpu-small --data out/dataset --out out/run --set train.max_steps=200
     """
     from train.recipe import load_recipe
 
-    chosen = load_recipe(recipe, set_ or [])
+    chosen = load_recipe(recipe, [*(set_ or []), *(values or [])])
 
     from fovea.console import print_json, say
     from shards.reader import open_dataset
     from train.loop import pretrain
     from train.ranks import Ranks
     from train.recorder import Listener
+    from train.tracking import trial
 
+    out /= trial() or ""
     speak, dataset, is_first = _whisper if json else say, open_dataset(data), Ranks.from_environment().is_first
     known = _join(labels, dataset, chosen, allow_unmatched, show=is_first and not json) if labels is not None else None
     listener = Listener(row=Rows(chosen.train.max_steps, speak), say=speak)

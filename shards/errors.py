@@ -35,6 +35,10 @@ class DatasetUnreadableError(ShardError):
     """The file system refused: permissions, credentials, network, or a failing disk."""
 
 
+class ReaderDiedError(ShardError):
+    """A process that reads for a training run was killed."""
+
+
 class UnknownKeyError(ShardError):
     """A sample key that the dataset does not hold."""
 

@@ -1,8 +1,16 @@
 """Samples of a training run, read ahead by worker processes; the only module of this room that knows torch."""
 
+import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Final
 
 import torch
@@ -10,13 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from shards.errors import ShardError
+from shards.errors import ReaderDiedError, ShardError
 from shards.order import Place, RunOrder
 from shards.reader import Dataset, read_sample
 from shards.schema import Sample, SampleMeta
 
 READ_AHEAD: Final = 2
 """Samples that each worker holds ready."""
+
+LAST_WORDS_S: Final = 2.0
+"""A connection may break before the kernel says that its other end is gone."""
 
 Read = tuple[Place, SampleMeta, Tensor]
 
@@ -43,6 +54,7 @@ class Loader:
 
         Raises:
             ShardError: if a sample cannot be read, or its bytes are not those of the sample.
+            RuntimeError: torch's, if a reader process dies; see `telling_of_readers`.
         """
         ahead = self._ahead or _read(self._dataset, self._order.places(self._start), self._workers)
         self._ahead = None
@@ -76,18 +88,47 @@ def _read(dataset: Dataset, places: Iterator[Place], workers: int) -> Iterator[t
         yield place, Sample(meta=meta, volume=volume.numpy())
 
 
-def _read_ahead(dataset: Dataset, places: Iterator[Place], workers: int) -> Iterator[Read | ShardError]:
-    return iter(
-        DataLoader(
-            _Samples(dataset),
-            batch_size=None,
-            sampler=places,
-            num_workers=workers,
-            prefetch_factor=READ_AHEAD,
-            collate_fn=_as_is,  # type: ignore[arg-type]  # of single samples, which its annotation does not say
-            worker_init_fn=_leave_signals,
-        )
+@contextmanager
+def telling_of_readers() -> Iterator[None]:
+    """A block in which a reader's death is told in one sentence. Torch raises it wherever the block just is.
+
+    Raises:
+        ReaderDiedError: if one dies, most often by the kernel's hand, because memory has run out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ReaderDiedError(_died(str(error))) from error
+
+
+def _died(said: str) -> str:
+    return (
+        f"a reader process died ({said.rstrip('. ')}): give the machine or its /dev/shm more memory, or lower "
+        "data.workers; the same command resumes."
     )
+
+
+def _read_ahead(dataset: Dataset, places: Iterator[Place], workers: int) -> Iterator[Read | ShardError]:
+    """What the readers read. They end when this does, or with the run's process, also in the middle of a read."""
+    theirs, ours = multiprocessing.Pipe(duplex=False)
+    loader = DataLoader(
+        _Samples(dataset),
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        prefetch_factor=READ_AHEAD,
+        collate_fn=_as_is,  # type: ignore[arg-type]  # of single samples, which its annotation does not say
+        worker_init_fn=partial(_begin, theirs, ours),
+    )
+    with theirs, ours:
+        ahead = iter(loader)  # a name of its own: torch joins the readers when it goes, which is after the pipe
+        try:
+            yield from ahead
+        except (OSError, EOFError) as error:  # of the connection to a reader; what a read raises comes as a value
+            time.sleep(LAST_WORDS_S)  # torch's own error, at SIGCHLD, says more, and must not come anywhere else
+            raise ReaderDiedError(_died(str(error))) from error
 
 
 class _Samples(TorchDataset[Read | ShardError]):
@@ -108,7 +149,29 @@ def _as_is(read: Read | ShardError) -> Read | ShardError:
     return read
 
 
-def _leave_signals(_worker: int) -> None:
+def _begin(theirs: Connection, ours: Connection, _worker: int) -> None:
+    _leave_signals()
+    sys.excepthook = _tell
+    ours.close()
+    threading.Thread(target=_end_with_the_run, args=(theirs,), daemon=True).start()
+
+
+def _end_with_the_run(pipe: Connection) -> None:
+    """Nothing is ever sent: what ends the wait is that the other end is closed.
+
+    Torch's own way waits up to 5 s for each reader that waits for a store.
+    """
+    pipe.poll(None)
+    os._exit(0)
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Not that the run left while a thread of multiprocessing handed it a tensor: a stop does not wait for that."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _leave_signals() -> None:
     """What is sent to the run's group (Ctrl-C, torchrun's SIGTERM) is the run's to answer, which its readers outlive.
 
     One that is meant for a reader ends it, also where the run that it was forked from catches it.

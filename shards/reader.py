@@ -25,8 +25,9 @@ from shards.errors import (
     UnknownKeyError,
     UnknownSelectionError,
 )
+from shards.retries import ShortFileError
 from shards.schema import DEVICES, SCHEMA_VERSION, SPLITS, Sample, SampleMeta, SampleRow, ShardRow
-from shards.storage import Place, exists, fingerprint, locate, read_bytes, read_range
+from shards.storage import Place, exists, locate, read_bytes, read_range
 from shards.tables import parse_rows
 
 INFO_FILE: Final = "dataset.json"
@@ -251,11 +252,10 @@ def _read_range(dataset: Dataset, row: SampleRow, start: int, size: int) -> memo
         data = _read_local(place, start, size) if place.is_local else _get(place, start, size)
     except FileNotFoundError as error:
         raise _corrupt(dataset, row, "the shard is missing") from error
+    except ShortFileError as error:
+        data = np.empty(max(0, error.bytes - start), np.uint8)
     except OSError as error:
-        there = None if place.is_local else fingerprint(place)
-        if there is None or there.bytes >= start + size:
-            raise _unreadable(place.url, error) from error
-        data = np.empty(max(0, there.bytes - start), np.uint8)
+        raise _unreadable(place.url, error) from error
     if len(data) != size:
         raise _corrupt(dataset, row, f"the shard ends {size - len(data)} bytes too early")
     return data.data

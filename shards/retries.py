@@ -49,6 +49,14 @@ class PassingFaultError(StoreError):
     """An answer that another attempt may mend, such as a body that ends too soon."""
 
 
+class ShortFileError(StoreError):
+    """A file ends before what was asked of it; `bytes` are what it has."""
+
+    def __init__(self, sentence: str, has_bytes: int = 0) -> None:
+        super().__init__(sentence)
+        self.bytes = has_bytes
+
+
 def retrying(work: Callable[[], Result], name: str) -> Result:
     """What `work` returns, tried up to `MAX_ATTEMPTS` times while its faults may pass.
 

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import gcs, s3
 from shards.clients import Client, Fingerprint, PlainClient
 from shards.errors import AddressError
-from shards.retries import PassingFaultError, StoreError, retrying, status_of
+from shards.retries import PassingFaultError, ShortFileError, StoreError, retrying, status_of
 
 SILENCE_S: Final = 30.0
 """A server that sends nothing for so long is asked again."""
@@ -236,7 +236,8 @@ def read_range(where: str | Place, start: int, size: int) -> bytes:
     """Exactly `size` bytes from `start`.
 
     Raises:
-        StoreError: if the file ends before, or the store does not give them.
+        ShortFileError: if the file ends before.
+        StoreError: if the store does not give them.
         FileNotFoundError, PermissionError: as the store says.
     """
     place = _placed(where)
@@ -249,7 +250,7 @@ def _read_once(place: Place, start: int, stop: int) -> bytes:
         return data
     found = place.client.stat(place.path)
     if found is not None and found.bytes < stop:
-        raise StoreError(f"{place.url}: it has {found.bytes} bytes, asked were those up to {stop}.")
+        raise ShortFileError(f"{place.url}: it has {found.bytes} bytes, asked were those up to {stop}.", found.bytes)
     raise PassingFaultError(f"{place.url}: {len(data)} bytes came, {stop - start} were asked")
 
 

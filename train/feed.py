@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shards.loader import Loader
-from shards.order import RunOrder
+from shards.order import Place, RunOrder
 from shards.reader import Dataset
 from shards.schema import Sample
 from train.augment import jitter
@@ -21,6 +21,7 @@ from train.move import draw_move, move_sample
 from train.objective import Batch
 from train.presets import dimensions
 from train.seeding import generator
+from train.signals import Stop
 
 
 class Feed:
@@ -30,8 +31,10 @@ class Feed:
     them the same shift, masks, contrast and noise.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, device: Device, *, step: int) -> None:
-        """Start after `step` updates."""
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, device: Device, *, step: int, stop: Stop | None = None
+    ) -> None:
+        """Start after `step` updates; `stop` ends the wait for data."""
         sizes, ranks = recipe.train, device.ranks
         order = RunOrder(
             rows=dataset.samples,
@@ -42,6 +45,7 @@ class Feed:
         )
         self._recipe = recipe
         self._device = device
+        self._stop = stop or Stop()
         self._loader = Loader(dataset, order, workers=recipe.data.workers, start=step * sizes.global_batch)
         self.micro_batch = sizes.micro_batch
         self.waited_s = 0.0
@@ -52,15 +56,23 @@ class Feed:
         self._loader.load_state_dict({"samples": step * self._recipe.train.global_batch})
 
     def step_batches(self) -> Iterator[Batch]:
-        """The micro-batches of this rank's part of a step; the last is smaller when they do not divide it."""
+        """The micro-batches of this rank's part of a step; the last is smaller when they do not divide it.
+
+        Raises:
+            StopRequestedError: before each of them, and while it is waited for.
+        """
         samples = self._loader.batch()
         began = time.perf_counter()
-        while drawn := [(place.epoch, sample) for place, sample in islice(samples, self.micro_batch)]:
+        while drawn := self._draw(samples):
             batch = training_batch(drawn, self._recipe, self._device)
             self.epoch = drawn[-1][0]
             self.waited_s += time.perf_counter() - began
             yield batch
             began = time.perf_counter()
+
+    def _draw(self, samples: Iterator[tuple[Place, Sample]]) -> list[tuple[int, Sample]]:
+        with self._stop.ending_waits():
+            return [(place.epoch, sample) for place, sample in islice(samples, self.micro_batch)]
 
     def close(self) -> None:
         """End the reader processes."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from shards.errors import ShardError
+from shards.loader import telling_of_readers
 from shards.reader import Dataset
 from train.attempts import Stepper
 from train.config import Recipe
@@ -26,8 +28,8 @@ from train.probe import Labels
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
 from train.run_folder import RunFolder, open_run
-from train.signals import stop_requested
-from train.step import StepResult, TrainState, start_state
+from train.signals import Stop, StopRequestedError, stop_requested
+from train.step import TrainState, start_state
 
 
 def pretrain(
@@ -72,7 +74,7 @@ def pretrain(
         recorder.close("stopped")
         ranks.leave()  # a rank that ends has torchrun end the others: not before the first has written all
         raise
-    except TrainError as error:
+    except (TrainError, ShardError) as error:
         recorder.close("failed", failed=True)
         if isinstance(error, NonFiniteError | ValidationError):
             ranks.leave()  # every rank has it
@@ -90,43 +92,67 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
         NonFiniteError: after too many updates in a row that are not finite.
         ValidationError: if the validation loss measures nothing.
         CheckpointError: if a checkpoint could not be saved, or the last one not be copied.
+        ShardError: if the dataset cannot be read.
     """
-    recipe = plan.recipe
-    feed = Feed(plan.train, recipe, device, step=state.step)
+    with (
+        telling_of_readers(),
+        stop_requested() as stop,
+        closing(open_feed(plan, state, device, stop)) as feed,
+        recorder.saving(stop),
+    ):
+        try:
+            step_to_the_end(plan.recipe, state, feed, device, recorder, stop)
+        except StopRequestedError:
+            stop.set()  # on every rank, and for the save
+            recorder.save()
+            raise TrainingStoppedError(
+                f"stopped by SIGTERM at step {state.step}, saved; the same command resumes."
+            ) from None
+
+
+def open_feed(plan: Plan, state: TrainState, device: Device, stop: Stop) -> Feed:
+    """The batches that follow. A stop ends the wait for data, but where BatchNorm has ranks wait for each other too."""
+    waits_alone = device.ranks.is_alone or plan.recipe.objective.name == "vjepa"
+    return Feed(plan.train, plan.recipe, device, step=state.step, stop=stop if waits_alone else None)
+
+
+def step_to_the_end(
+    recipe: Recipe, state: TrainState, feed: Feed, device: Device, recorder: Recorder, stop: Stop
+) -> None:
+    """The loop itself.
+
+    Raises:
+        StopRequestedError: on all ranks after SIGTERM, between two steps or while it waited for data.
+    """
     gave_up = 0
     stepper = Stepper(state=state, feed=feed, recipe=recipe, device=device, say=recorder.say)
-    with closing(feed), stop_requested() as stop, recorder.saving(stop):
-        if state.step == 0:
-            recorder.validate()
-            recorder.draw()
-        if is_last(state, recipe):
-            recorder.save()  # the run ended without its last checkpoint being everywhere where it should
-        while state.step < recipe.train.max_steps:
-            try:
-                result = stepper.step()
-            except NonFiniteError as error:
-                gave_up = go_back_once(error, gave_up, state, feed, recorder)
-                continue
-            report(result, state, feed, recipe, recorder)
-            stopped = device.ranks.any(stop.is_set())
-            if stopped:
-                stop.set()  # on every rank, and for the save
-            is_good = state.skipped_in_a_row == 0
-            wanted = due(state, recipe, recipe.checkpoint.every_steps) or recorder.is_best()
-            if (wanted and is_good) or stopped or is_last(state, recipe):
-                recorder.save()
-            if stopped and state.step < recipe.train.max_steps:
-                raise TrainingStoppedError(f"stopped by SIGTERM at step {state.step}, saved; the same command resumes.")
+    report(state, recipe, recorder, stop, missing=True)
+    if is_last(state, recipe):
+        recorder.save()  # the run ended without its last checkpoint being everywhere where it should
+    while state.step < recipe.train.max_steps:
+        try:
+            result = stepper.step()
+        except NonFiniteError as error:
+            gave_up = go_back_once(error, gave_up, state, feed, recorder)
+            continue
+        if due(state, recipe, recipe.log.every_steps) or state.step == 1:
+            recorder.log(result, feed)
+        report(state, recipe, recorder, stop)
+        stopped = device.ranks.any(stop.is_set()) and not is_last(state, recipe)
+        is_good = state.skipped_in_a_row == 0
+        wanted = due(state, recipe, recipe.checkpoint.every_steps) or recorder.is_best()
+        if (wanted and is_good and not stopped) or is_last(state, recipe):
+            recorder.save()
+        if stopped:
+            raise StopRequestedError
 
 
-def report(result: StepResult, state: TrainState, feed: Feed, recipe: Recipe, recorder: Recorder) -> None:
-    """Log, validate and draw, when each is due."""
-    if due(state, recipe, recipe.log.every_steps) or state.step == 1:
-        recorder.log(result, feed)
-    if due(state, recipe, recipe.validation.every_steps):
-        recorder.validate()
-    if due(state, recipe, recipe.log.images_every_steps):
-        recorder.draw()
+def report(state: TrainState, recipe: Recipe, recorder: Recorder, stop: Stop, *, missing: bool = False) -> None:
+    """Validate and draw, when each is due; with `missing` only if a stop came before it, or nothing did."""
+    if due(state, recipe, recipe.validation.every_steps) and not (missing and recorder.has_validated()):
+        recorder.validate(stop)
+    if due(state, recipe, recipe.log.images_every_steps) and not (missing and recorder.has_drawn()):
+        recorder.draw(stop)
 
 
 def go_back_once(error: NonFiniteError, gave_up: int, state: TrainState, feed: Feed, recorder: Recorder) -> int:

@@ -25,6 +25,7 @@ from train.discriminant import Discriminant, balanced_accuracy
 from train.errors import RecipeError
 from train.objective import Networks, pooled_target
 from train.seeding import fold
+from train.signals import Stop
 
 MIN_FITTED: Final = 3  # training volumes of a class; with fewer there is no spread within it
 DEVICE: Final = "device"
@@ -154,18 +155,26 @@ def best_measure(recipe: Recipe, probes: Probes) -> str | None:
 
 
 @torch.no_grad()
-def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device) -> Tensor:
-    """The target's features of every volume, shared out over ranks: float64 `[V, C]` on the CPU of each."""
+def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device, stop: Stop | None = None) -> Tensor:
+    """The target's features of every volume, shared out over ranks: float64 `[V, C]` on the CPU of each.
+
+    Raises:
+        StopRequestedError: on all ranks, if one is asked to stop.
+    """
+    stop = stop or Stop()
     ranks, total, size = device.ranks, len(dataset.samples), recipe.train.micro_batch
     share, vectors = ranks.share(total), [torch.zeros(0, networks.target.dim, device=device.torch_device)]
     networks.eval()
-    for start in share[::size]:
-        rows = dataset.samples[start : min(start + size, share.stop)]
-        prepared = prepare([read_sample(dataset, row) for row in rows], recipe, device.torch_device)
-        inputs = (device.spread(x) for x in (prepared.x_BDHW, prepared.content_BN, prepared.spacing_B3))
-        with device.autocast():
-            vectors.append(pooled_target(networks, *inputs))
-        device.send_off()
+    with stop.agreed(ranks):
+        for start in share[::size]:
+            with stop.ending_waits():
+                rows = dataset.samples[start : min(start + size, share.stop)]
+                samples = [read_sample(dataset, row) for row in rows]
+            prepared = prepare(samples, recipe, device.torch_device)
+            inputs = (device.spread(x) for x in (prepared.x_BDHW, prepared.content_BN, prepared.spacing_B3))
+            with device.autocast():
+                vectors.append(pooled_target(networks, *inputs))
+            device.send_off()
     networks.train()
     return ranks.gather(torch.cat(vectors), total).double().cpu()
 

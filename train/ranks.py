@@ -77,9 +77,13 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
-        votes = torch.tensor([float(flag)])
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Of each, whether it is so on any rank."""
+        votes = torch.tensor([float(flag) for flag in flags])
         self.add_up([votes])
-        return bool(votes)
+        return [bool(vote) for vote in votes]
 
     def wait(self) -> None:
         """Until every rank is here."""

@@ -1,12 +1,12 @@
 """What a run leaves behind: rows, pictures, checkpoints and a summary."""
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from train.report import save_masks
 from train.run_folder import RunFolder
 from train.saver import open_saver
 from train.selfcheck import Motion, check_itself
+from train.signals import Stop
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
 from train.validation import check_varies, validate
@@ -93,28 +94,39 @@ class Recorder:
         ranks = self._device.ranks.world_size
         return {"tflops": flops / 1e12} | ({"mfu": flops / (peak * ranks)} if peak else {})
 
-    def validate(self) -> None:
-        """Score the held-out volumes, if there are any, and refuse a score that measures nothing."""
+    def has_validated(self) -> bool:
+        """Whether every rank sees a row about the held-out volumes at this step."""
+        found = any(row["split"] == "val" and row["step"] == self._state.step for row in self.rows)
+        return not self._device.ranks.any(not found)
+
+    def validate(self, stop: Stop | None = None) -> None:
+        """Score the held-out volumes, if there are any, and refuse a score that measures nothing.
+
+        Raises:
+            StopRequestedError: on all ranks, if one is asked to stop; nothing is recorded.
+        """
         if not self._plan.val.samples:
             return
+        stop = stop or Stop()
         began = time.perf_counter()
         state, recipe = self._state, self._plan.recipe
-        summary, pooled_VC = validate(state.networks, self._plan.val, recipe, self._device)
+        summary, pooled_VC = validate(state.networks, self._plan.val, recipe, self._device, stop)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
-        proof = check_itself(state.networks, self._plan.train, recipe, self._device)
-        probes = self._probe(pooled_VC)
+        with stop.agreed(self._device.ranks), stop.ending_waits():
+            proof = check_itself(state.networks, self._plan.train, recipe, self._device)
+        probes = self._probe(pooled_VC, stop)
         self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof, **probes})
         self._mark += time.perf_counter() - began
         self._validating_s += time.perf_counter() - began
 
-    def _probe(self, pooled_VC: Tensor) -> dict[str, float | None]:
+    def _probe(self, pooled_VC: Tensor, stop: Stop) -> dict[str, float | None]:
         """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
         probes, began = self._plan.probes, time.perf_counter()
         if not probes.tasks:
             return probes.unasked
-        fitted_VC = encode(self._state.networks, probes.fitted, self._plan.recipe, self._device)
+        fitted_VC = encode(self._state.networks, probes.fitted, self._plan.recipe, self._device, stop)
         scores = probes.scores(fitted_VC, pooled_VC.double().cpu())
         self._probing_s += time.perf_counter() - began
         before = [row for row in self.rows if row["split"] == "val" and row["step"] == 0]
@@ -150,19 +162,34 @@ class Recorder:
         if self._tracker is not None and self.best != known:
             self._run.write_best(self.best)
 
-    def draw(self) -> None:
-        """Pictures of one volume, with its masks and with its features: always the same one, held out if possible."""
-        if self._tracker is None:
-            return
+    def has_drawn(self) -> bool:
+        """Whether every rank sees the pictures of this step."""
+        return not self._device.ranks.any(not all(path.exists() for path in self._pictures))
+
+    def draw(self, stop: Stop | None = None) -> None:
+        """Pictures of one volume, with its masks and with its features: always the same one, held out if possible.
+
+        Raises:
+            StopRequestedError: on all ranks, if one is asked to stop; nothing is drawn.
+        """
+        stop = stop or Stop()
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
-        sample = read_sample(dataset, dataset.samples[0])
-        recipe, step, title = self._plan.recipe, self._state.step, f"{sample.key}, step {self._state.step}"
-        batch = validation_batch([sample], recipe, self._device)
-        masks, components = (self._run.media / f"{name}-{step:08d}.png" for name in ("masks", "pca"))
+        with stop.agreed(self._device.ranks), stop.ending_waits():
+            sample = read_sample(dataset, dataset.samples[0]) if self._device.ranks.is_first else None
+        if self._tracker is None or sample is None:
+            return
+        recipe, step, (masks, components) = self._plan.recipe, self._state.step, self._pictures
+        batch, title = validation_batch([sample], recipe, self._device), f"{sample.key}, step {step}"
         save_masks(masks, batch, recipe, title=title)
         save_components(components, batch, self._features(batch), recipe, title=title)
         for path in (masks, components):
             self._tracker.picture(path, step)
+
+    @property
+    def _pictures(self) -> tuple[Path, Path]:
+        names = (f"{name}-{self._state.step:08d}.png" for name in ("masks", "pca"))
+        masks, components = (self._run.media / name for name in names)
+        return masks, components
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> Tensor:
@@ -174,7 +201,7 @@ class Recorder:
         networks.train()
         return tokens_BNC.cpu()
 
-    def saving(self, stop: threading.Event) -> AbstractContextManager[None]:
+    def saving(self, stop: Stop) -> AbstractContextManager[None]:
         """While the loop runs, which `stop` ends; afterwards all is saved, or a CheckpointError raised."""
         return self._saver.running(stop) if self._saver else nullcontext()
 

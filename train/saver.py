@@ -13,6 +13,7 @@ from train.copies import Copier, Copies
 from train.errors import CheckpointError
 from train.plan import Plan
 from train.run_folder import RunFolder
+from train.signals import Stop
 from train.snapshot import Snapshot, publish_snapshot, take_snapshot
 from train.step import TrainState
 from train.tracking import Tracker
@@ -56,11 +57,11 @@ class Saver:
     held_s: float = 0.0
     _job: _Job | None = None
     _spare: Snapshot | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _stop: Stop = field(default_factory=Stop)
     _deadline: float | None = None
 
     @contextmanager
-    def running(self, stop: threading.Event) -> Iterator[None]:
+    def running(self, stop: Stop) -> Iterator[None]:
         """While a loop runs, which `stop` ends. Afterwards nothing is in flight.
 
         Raises:

@@ -18,6 +18,7 @@ from train.diagnostics import Measures, measure, summarise
 from train.errors import DeviceError, MicroBatchError, NonFiniteError
 from train.objective import Batch, Networks, build_networks, compile_blocks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
+from train.signals import StopRequestedError
 
 if TYPE_CHECKING:  # pydantic, which a step does not need
     from train.config import Recipe
@@ -86,17 +87,22 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
 
     Raises:
         MicroBatchError: on all ranks, if memory was too small on one; nothing has changed.
+        StopRequestedError: on all ranks, if one was asked to stop while it waited for data; nothing has changed.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
     ranks, total = device.ranks, recipe.train.global_batch
+    measures, said, stopped = [], "", False
     try:
         measures = _accumulate(state, batches, recipe, device)
     except device.out_of_memory as error:
-        measures, said = [], " ".join(str(error).split())[:200]
-    if ranks.any(not measures):
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+    except StopRequestedError:
+        stopped = True
+    too_large, stopped = ranks.any_of(bool(said), stopped)
+    if too_large or stopped:
         _put_back(state, buffers)
-        raise MicroBatchError(said if not measures else "memory was too small on another rank")
+        raise StopRequestedError if stopped else MicroBatchError(said or "memory was too small on another rank")
     ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
     result = _update(state, summarise(measures, ranks), recipe, device)
     if result.applied:

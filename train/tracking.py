@@ -71,15 +71,26 @@ def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:
         name=recipe.name,
         config={**recipe.record(), "dataset": dict(dataset)},
         dir=str(run.path),
-        mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
+        mode=_mode(),
         resume="allow",
         settings=settings,
     )
 
 
+def trial() -> str | None:
+    """The id of the run that W&B's agent has made for this process; None outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def _mode() -> Any:
+    """Online with a key, or in a sweep, whose agent has signed in; unless W&B's own variable says otherwise."""
+    signed_in = os.environ.get("WANDB_API_KEY") or trial()
+    return os.environ.get("WANDB_MODE") or ("online" if signed_in else "offline")
+
+
 def _identity(path: Path) -> str:
     """The same W&B run after a resume."""
     if not path.exists():
-        write_text(path, json.dumps({"id": secrets.token_hex(8)}) + "\n")
+        write_text(path, json.dumps({"id": trial() or secrets.token_hex(8)}) + "\n")
     identity: str = json.loads(path.read_text())["id"]
     return identity

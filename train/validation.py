@@ -6,27 +6,34 @@ from collections.abc import Iterator
 import torch
 
 from shards.reader import Dataset, read_sample
-from shards.schema import Sample
+from shards.schema import SampleRow
 from train.config import Recipe
 from train.device import Device
 from train.diagnostics import measure, rankme, summarise
 from train.errors import ValidationError
 from train.feed import validation_batch
 from train.objective import Networks, evaluate
+from train.signals import Stop
 
 
 def validate(
-    networks: Networks, dataset: Dataset, recipe: Recipe, device: Device
+    networks: Networks, dataset: Dataset, recipe: Recipe, device: Device, stop: Stop | None = None
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Every volume of the dataset once, shared out over ranks: mean loss, cosine and the measures of diagnostics.
 
     Returns:
         the measures, and the pooled features of each volume, `[V, C]` on the device.
+
+    Raises:
+        StopRequestedError: on all ranks, if one is asked to stop.
     """
+    stop = stop or Stop()
     networks.eval()
     measures, ranks, total = [], device.ranks, len(dataset.samples)
-    with torch.no_grad():
-        for samples in _groups(dataset, ranks.share(total), recipe.train.micro_batch):
+    with torch.no_grad(), stop.agreed(ranks):
+        for rows in _groups(dataset, ranks.share(total), recipe.train.micro_batch):
+            with stop.ending_waits():
+                samples = [read_sample(dataset, row) for row in rows]
             batch = validation_batch(samples, recipe, device)
             with device.autocast():
                 outcome = evaluate(networks, batch)
@@ -61,6 +68,6 @@ def check_varies(loss: float, step: int, *, previous: float | None) -> None:
         )
 
 
-def _groups(dataset: Dataset, share: range, size: int) -> Iterator[list[Sample]]:
+def _groups(dataset: Dataset, share: range, size: int) -> Iterator[tuple[SampleRow, ...]]:
     for start in share[::size]:
-        yield [read_sample(dataset, row) for row in dataset.samples[start : min(start + size, share.stop)]]
+        yield dataset.samples[start : min(start + size, share.stop)]

@@ -1,6 +1,8 @@
 """Reading ahead: what was written comes in the run's order, whatever the workers and wherever it was stopped."""
 
+import multiprocessing
 import random
+import signal
 import time
 from collections import Counter
 from itertools import islice
@@ -12,7 +14,7 @@ import pytest
 from shards.errors import DatasetCorruptError
 from shards.loader import Loader
 from shards.order import RunOrder
-from shards.reader import Dataset, open_dataset
+from shards.reader import Dataset, open_dataset, read_sample
 from shards.schema import Sample, SampleRow
 from tests.shards.test_order import make_rows
 
@@ -106,6 +108,47 @@ def test_a_damaged_shard_is_named_in_one_sentence(make_sample, make_dataset, tmp
     loader = Loader(dataset, RunOrder(rows=dataset.samples, seed=1, batch=3), workers=workers)
     with pytest.raises(DatasetCorruptError, match=r"^train-.*ends .* bytes too early; `fovea verify .*`"):
         take(loader, 1)
+
+
+def test_readers_in_the_middle_of_a_read_end_at_once(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """Torch alone would wait 5 s for each of them, and then kill it, which the exit code shows."""
+    forever = [place.row.key for place in islice(order_of(dataset).places(BATCH), BATCH)]
+
+    def read_row(of: Dataset, row: SampleRow) -> Sample:
+        if row.key in forever:
+            time.sleep(60)
+        return read_sample(of, row)
+
+    monkeypatch.setattr("shards.loader.read_sample", read_row)
+    loader = Loader(dataset, order_of(dataset), workers=2)
+    take(loader, 1)
+    readers = multiprocessing.active_children()
+    loader.close()
+    assert [reader.exitcode for reader in readers] == [0, 0]
+
+
+class _StopError(BaseException):
+    pass
+
+
+def _stop(*_: object) -> None:
+    raise _StopError
+
+
+def test_readers_say_nothing_when_the_run_leaves_in_the_middle_of_a_batch(
+    dataset: Dataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At random moments, many of them while a reader hands over a tensor, which a thread of its own does."""
+    rng, before = random.Random(1), signal.signal(signal.SIGALRM, _stop)
+    for _ in range(12):
+        loader = Loader(dataset, order_of(dataset), workers=1)
+        take(loader, 1)
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.001, 0.01))
+        with pytest.raises(_StopError):
+            take(loader, 10_000)
+        loader.close()
+    signal.signal(signal.SIGALRM, before)
+    assert capfd.readouterr().err == ""
 
 
 def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:

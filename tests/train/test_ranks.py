@@ -117,3 +117,9 @@ def test_shares_are_even_and_leave_nothing_out(count: int) -> None:
     shares = [Ranks(rank=rank, world_size=4).share(count) for rank in range(4)]
     assert [number for share in shares for number in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_rank_that_waits_for_data_and_is_told_to_stop_has_all_of_them_stop(tiny_dataset: str, tmp_path: Path) -> None:
+    assert run(2, tmp_path / "run", tiny_dataset, silent_after=3) != 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
+    assert (tmp_path / "run/checkpoints/step-00000003").exists()

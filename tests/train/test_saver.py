@@ -25,6 +25,7 @@ from train.loop import pretrain
 from train.objective import Batch
 from train.recorder import Listener
 from train.saver import Saver
+from train.signals import Stop
 from train.snapshot import Snapshot, publish_snapshot, save_checkpoint, take_snapshot
 from train.step import TrainState, start_state, train_step
 
@@ -109,7 +110,7 @@ def test_an_error_is_raised_by_the_next_save_or_at_the_end(state: TrainState, re
     with pytest.raises(CheckpointError, match="no space"):
         saver.save()
     saver.finish()
-    with pytest.raises(CheckpointError, match="no space"), saver.running(threading.Event()):
+    with pytest.raises(CheckpointError, match="no space"), saver.running(Stop()):
         saver.save()
     saver = saver_of(state, recipe, partial(publish_snapshot, tmp_path), after=[defect])
     saver.save()
@@ -124,7 +125,7 @@ def test_what_ended_the_loop_is_raised_and_a_save_that_failed_is_said(state: Tra
     heard: list[str] = []
     saver = saver_of(state, recipe, full_disk, say=heard.append)
     saver.save()
-    with pytest.raises(KeyboardInterrupt), saver.running(threading.Event()):
+    with pytest.raises(KeyboardInterrupt), saver.running(Stop()):
         raise KeyboardInterrupt
     assert heard == ["step 1 could not be saved (no space): make room."]
 
@@ -273,7 +274,7 @@ def test_a_stop_leaves_what_a_bucket_keeps_waiting(
     state: TrainState, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.saver, "STOP_COPY_S", 0.3)
-    stuck, stop, heard = threading.Event(), threading.Event(), []
+    stuck, stop, heard = threading.Event(), Stop(), []
     saver = saver_of(
         state,
         recipe,
