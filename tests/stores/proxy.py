@@ -3,7 +3,7 @@
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +31,8 @@ class Proxy(ThreadingHTTPServer):
         self.faults: Counter[Fault] = Counter()
         self.conditions = Conditions(self.upstream, rule)
         self.stopped = threading.Event()
+        self.armed: deque[Fault] = deque()
+        """Faults for the next reads of parts of shards, one each."""
         self._dice = Dice(plan)
         self._lock = threading.Lock()
 
@@ -48,6 +50,8 @@ class Proxy(ThreadingHTTPServer):
     def begin(self, request: Request) -> Fault | None:
         fault = self._dice.draw()
         with self._lock:
+            if self.armed and "Range" in request.headers and ".tar" in request.target:
+                fault = self.armed.popleft()
             self.attempts[request.method, unquote(urlsplit(request.target).path)] += 1
             if fault:
                 self.faults[fault] += 1
