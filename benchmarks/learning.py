@@ -1,0 +1,255 @@
+"""Does it learn? Probes of pretrained encoders, random ones and raw pixels: `python benchmarks/learning.py`.
+
+192 phantom participants with a volume each, half of them held out by study group; axial positions jitter, because the
+grid is centred on the scan and not on the retina. `cpu-small`, with the sizes in `SIZES`, is trained on the one half;
+linear probes are fitted on that half and scored on the other (docs/training.md).
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from figures import ROOT, put, table
+from torch.nn.functional import avg_pool3d, pad
+
+from eval.linear import Cohort, probe
+from manifests.cohort import STUDY_GROUPS
+from shards.reader import Dataset, open_dataset, read_sample
+from shards.schema import Sample
+from train.checkpoint import Which, load_encoder, open_checkpoint
+from train.config import Recipe
+from train.data import prepare
+from train.encoder import Encoder
+from train.features import pooled_features
+from train.loop import pretrain
+from train.objective import build_encoder
+from train.recipe import load_recipe
+
+SEEDS: Final = (0, 1, 2)
+SIZES: Final = (
+    "model.depth=6", "model.predictor_depth=3", "objective.num_visible=448", "objective.num_targets=352",
+    "train.global_batch=8", "train.micro_batch=8", "train.device=cpu", "log.wandb=false",
+    "optim.lr=3.0e-4", "optim.ema_start=0.998",
+    "validation.every_steps=100", "checkpoint.every_steps=100", "log.every_steps=10", "log.images_every_steps=1000",
+)  # fmt: skip
+GEOMETRY: Final = "target_spacing_mm: [0.09375, 0.005989583333333333, 0.015625]\nanchor: center\n"
+"""`block6`, but for the anchor."""
+RANDOM: Final = "random encoder"
+COMPONENTS: Final = 32
+BATCH: Final = 8
+EDGE: Final = 8
+"""Voxels of 12 um on each side of an edge that are compared."""
+ABOVE: Final = 50
+BELOW: Final = 14
+"""Voxels of an aligned A-scan above and below the retina's lower edge: 0.6 mm holds it all."""
+RESAMPLES: Final = 2000
+CONFIDENCE: Final = (2.5, 97.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Which held-out participants a probe got right: `right` is `[S, P]`, a row for each of S seeds; `labels` `[P]`."""
+
+    name: str
+    right: np.ndarray
+    labels: np.ndarray
+
+    def accuracy(self) -> float:
+        """Balanced over classes, mean over seeds."""
+        return _balanced(self.right, self.labels)
+
+    def resampled(self) -> np.ndarray:
+        """Of participants drawn with replacement within their class, the same for all seeds and all features."""
+        rng = np.random.default_rng(0)
+        members = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+        draws = (np.concatenate([rng.choice(group, len(group)) for group in members]) for _ in range(RESAMPLES))
+        return np.array([_balanced(self.right[:, drawn], self.labels[drawn]) for drawn in draws])
+
+
+def _balanced(right: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean([right[:, labels == label].mean() for label in np.unique(labels)]))
+
+
+def main() -> None:
+    """Make what is missing under --out, train what is not trained yet, probe, and write the page."""
+    arguments = parse()
+    dataset = open_dataset(str(make_dataset(arguments)))
+    runs = [train(dataset, seed, arguments) for seed in SEEDS[: arguments.seeds]]
+    recipe = open_checkpoint(runs[0]).recipe
+    samples = [read_sample(dataset, row) for row in dataset.samples]
+    sets: dict[str, list[np.ndarray]] = {
+        "context encoder": [encoded(run, "context", samples) for run in runs],
+        "target encoder": [encoded(run, "target", samples) for run in runs],
+        RANDOM: [features(build_encoder(recipe, seed=seed), recipe, samples) for seed in SEEDS[: len(runs)]],
+        f"raw pixels, {COMPONENTS} principal components": [components(dataset, recipe, samples)],
+        "mean A-scan, aligned at the lower edge": [profiles(recipe, samples)],
+    }
+    held = [held_out(name, dataset, found) for name, found in sets.items()]
+    text = score_table(held) + "\n" + course_table(runs)
+    print(text)
+    if arguments.write:
+        put("learning", text, ROOT / "docs/training.md")
+
+
+def make_dataset(arguments: argparse.Namespace) -> Path:
+    """The cohort with half of each study group held out, and its shards."""
+    cohort, dataset = arguments.out / "cohort", arguments.out / "dataset"
+    if not cohort.exists():
+        fovea("phantom", cohort, "--participants", 192, "--volumes", 1, "--small", "--devices", arguments.devices,
+              "--signal", arguments.signal, "--seed", 1)  # fmt: skip
+        hold_out_half(cohort / "participants.tsv")
+    geometry = arguments.out / "scan.yaml"
+    geometry.write_text(GEOMETRY)
+    if not (dataset / "_SUCCESS").exists():
+        fovea("ingest", cohort, dataset, "--geometry", geometry)
+    return dataset
+
+
+def hold_out_half(path: Path) -> None:
+    """Every second participant of each study group goes to `val`, the others to `train`."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for group in STUDY_GROUPS:
+        for place, row in enumerate(row for row in rows if row["study_group"] == group):
+            row["recommended_split"] = ("train", "val")[place % 2]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def fovea(*words: object) -> None:
+    """Run the command as a user would."""
+    subprocess.run([sys.executable, "-m", "fovea", *map(str, words)], check=True, stdout=sys.stderr)
+
+
+def train(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Path:
+    """A run of the recipe, or what is there of it continued."""
+    out: Path = arguments.out / f"run-{seed}"
+    overrides = [*SIZES, *arguments.set, f"train.max_steps={arguments.steps}", f"train.seed={seed}"]
+    pretrain(load_recipe("cpu-small", overrides), dataset, out)
+    print(f"seed {seed} is trained", file=sys.stderr, flush=True)
+    return out
+
+
+def encoded(run: Path, which: Which, samples: Sequence[Sample]) -> np.ndarray:
+    """Features of the newest checkpoint of a run."""
+    encoder, recipe = load_encoder(run, which=which)
+    return features(encoder, recipe, samples)
+
+
+def features(encoder: Encoder, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
+    """Mean of content tokens, float64 `[N, C]`: what `fovea embed` stores."""
+    return pooled_features(encoder, recipe, samples, torch.device("cpu")).double().numpy()
+
+
+def components(dataset: Dataset, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
+    """Coordinates of pooled, normalised volumes along the principal components of the training half."""
+    pixels = torch.cat([x.flatten(1) for x in _volumes(recipe, samples)])
+    is_train = torch.tensor([row.split == "train" for row in dataset.samples])
+    centred = pixels - pixels[is_train].mean(0)
+    *_, directions = torch.linalg.svd(centred[is_train], full_matrices=False)
+    return (centred @ directions[:COMPONENTS].T).double().numpy()
+
+
+def profiles(recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
+    """What there is to be found: A-scans averaged by 4 x 8, aligned where it darkens most downwards, and their mean."""
+    found = []
+    for x_BDHW in _volumes(recipe, samples):
+        mean_BDHW = avg_pool3d(x_BDHW[:, None], (4, 1, 8))[:, 0]
+        scans_BSH = mean_BDHW.permute(0, 1, 3, 2).flatten(1, 2)
+        sums_BSH = pad(scans_BSH, (1, 0)).cumsum(-1)
+        above_BSH = (sums_BSH[..., EDGE:] - sums_BSH[..., :-EDGE]) / EDGE
+        edge_BS = (above_BSH[..., :-EDGE] - above_BSH[..., EDGE:]).argmax(-1) + EDGE
+        places_BSH = edge_BS[..., None] + torch.arange(-ABOVE, BELOW)
+        aligned_BSH = scans_BSH.gather(2, places_BSH.clamp(0, scans_BSH.shape[-1] - 1))
+        found.append(aligned_BSH.mean(1))
+    return torch.cat(found).double().numpy()
+
+
+def _volumes(recipe: Recipe, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
+    for start in range(0, len(samples), BATCH):
+        yield prepare(samples[start : start + BATCH], recipe, torch.device("cpu")).x_BDHW
+
+
+def held_out(name: str, dataset: Dataset, sets: Sequence[np.ndarray]) -> Held:
+    """Fit a linear probe on the training half for each set of features, and look at the other half."""
+    label_of = {row.participant_id: STUDY_GROUPS.index(row.study_group or "") for row in dataset.samples}
+    right = []
+    for one in sets:
+        evaluation = probe(cohort_of(dataset, one)).test
+        assert evaluation is not None
+        names = sorted(evaluation.probabilities)
+        labels = np.array([label_of[person] for person in names])
+        right.append([int(np.argmax(evaluation.probabilities[person])) for person in names] == labels)
+    return Held(name=name, right=np.array(right), labels=labels)
+
+
+def cohort_of(dataset: Dataset, found: np.ndarray) -> Cohort:
+    """The half that was held out from training is what this probe is tested on; C is chosen within the other."""
+    rows = dataset.samples
+    return Cohort(
+        features=found,
+        labels=np.array([STUDY_GROUPS.index(row.study_group or "") for row in rows]),
+        participants=tuple(row.participant_id for row in rows),
+        splits=tuple({"train": "train", "val": "test"}[row.split] for row in rows),
+        devices=tuple(row.device for row in rows),
+        classes=tuple(STUDY_GROUPS),
+    )
+
+
+def score_table(held: Sequence[Held]) -> str:
+    """A row for each set of features, each beside the random encoder on the same participants."""
+    random = next(one for one in held if one.name == RANDOM)
+    rows = []
+    for one in held:
+        drawn, more = one.resampled(), one.resampled() - random.resampled()
+        compared = "" if one is random else f"{one.accuracy() - random.accuracy():+.3f} ({_interval(more)})"
+        rows.append((one.name, len(one.right), f"{one.accuracy():.3f}", _interval(drawn), compared))
+    head = ["features", "seeds", "balanced accuracy of 96 held out", "95% interval", "more than a random encoder"]
+    return table(head, [*rows, ("chance", "", "0.250", "", "")])
+
+
+def _interval(values: np.ndarray) -> str:
+    low, high = np.percentile(values, CONFIDENCE)
+    return f"{low:.3f} to {high:.3f}"
+
+
+def course_table(runs: Sequence[Path]) -> str:
+    """What the validations of each run said."""
+    rows = []
+    for seed, run in enumerate(runs):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows += [
+            (seed, row["step"], *(f"{row[name]:.3f}" for name in ("loss", "loss_trivial", "cosine")),
+             f"{row['rankme']:.1f}", ", ".join(row["alarms"]))
+            for row in lines if row["split"] == "val"
+        ]  # fmt: skip
+    return table(["seed", "step", "loss", "of a constant", "cosine", "RankMe", "alarms"], rows)
+
+
+def parse() -> argparse.Namespace:
+    """Command line; the signal is fixed here, before any result was seen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "out/learning", help="a run here goes on where it stopped")
+    parser.add_argument("--signal", type=float, default=1.0)
+    parser.add_argument("--devices", default="maestro2,triton,cirrus")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))
+    parser.add_argument("--set", action="append", default=[], help="a key of the recipe")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/training.md")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
