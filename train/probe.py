@@ -176,7 +176,7 @@ def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device,
                 vectors.append(pooled_target(networks, *inputs))
             device.send_off()
     networks.train()
-    return ranks.gather(torch.cat(vectors), total).double().cpu()
+    return ranks.gather(torch.cat(vectors), total).cpu().double()
 
 
 def _task(

@@ -127,7 +127,7 @@ class Recorder:
         if not probes.tasks:
             return probes.unasked
         fitted_VC = encode(self._state.networks, probes.fitted, self._plan.recipe, self._device, stop)
-        scores = probes.scores(fitted_VC, pooled_VC.double().cpu())
+        scores = probes.scores(fitted_VC, pooled_VC.cpu().double())
         self._probing_s += time.perf_counter() - began
         before = [row for row in self.rows if row["split"] == "val" and row["step"] == 0]
         first = scores if self._state.step == 0 else {**before[0]} if before else {}
