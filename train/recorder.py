@@ -140,12 +140,12 @@ class Recorder:
         As the first rank sees it, which alone has saved them.
         """
         measure = self._plan.best
-        if measure and self._saver:
+        now = find_best(self.rows[-1:], measure, {self._state.step}) if measure else None
+        if now is None:  # also after a step without a validation: it waits for no save
+            return False
+        if self._saver:
             self._saver.finish()  # the one in flight may be the best so far
             self._settle_best()
-        now = find_best(self.rows, measure, {self._state.step}) if measure else None
-        if now is None:
-            return False
         is_higher = self.best is None or now.value > self.best.value
         return self._device.ranks.any(is_higher and self._device.ranks.is_first)
 

@@ -18,6 +18,7 @@ from train.errors import CheckpointError
 from train.export import export
 from train.loop import pretrain
 from train.probe import Probes
+from train.saver import Saver
 
 SCORES = [0.99, 0.5, 0.8, 0.6, 0.8, 0.7, 0.6]  # of steps 0 to 6: the first is that of a random encoder
 
@@ -69,6 +70,22 @@ def test_a_step_that_is_not_due_is_saved_for_its_score(run: Callable[..., dict[s
     run([0.5, 0.1, 0.2, 0.2, 0.2, 0.9, 0.3], every_steps=6)
     assert steps(tmp_path / "run") == [5, 6]
     assert open_checkpoint(tmp_path / "run", "best").step == 5
+
+
+def test_a_step_without_a_validation_waits_for_no_save(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited, finish = [], Saver.finish
+
+    def look(saver: Saver) -> None:
+        waited.append(json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"])
+        finish(saver)
+
+    monkeypatch.setattr(Saver, "finish", look)
+    keys = {"every_steps": 2, "best": "laterality"}
+    recipe = make_recipe(validation={"every_steps": 6}, checkpoint=keys)
+    pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+    assert sorted(set(waited)) == [2, 4, 6]
 
 
 def test_it_is_the_same_after_a_crash(
