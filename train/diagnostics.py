@@ -54,7 +54,7 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
         "cosine": cosine(predicted_BTC, target_BTC),
         "cosine_trivial": trivial_cosine(target_BTC),
         "feature_std": std_C.mean(),
-        "feature_std_min": std_C.amin(),
+        "feature_std_min": std_C.min(),  # amin of no axis reduces none on XLA
         "context_std": feature_std(outcome.context_BKC),
         "token_cosine": token_cosine(target_BTC),
         "content_tokens": content_B.float().mean(),
