@@ -20,6 +20,7 @@ from train.encoder import Encoder
 from train.errors import CheckpointError, RecipeError
 from train.presets import encoder_config
 from train.recipe import parse_recipe
+from train.sharding import cut_like, load_into
 from train.step import TrainState
 
 FORMAT: Final = 1
@@ -127,12 +128,12 @@ def load_state(checkpoint: Checkpoint, state: TrainState, device: torch.device) 
     files = {name: _load_tensors(checkpoint.path, name, device) for name in FILES}
     networks = state.networks
     try:
-        networks.context.load_state_dict(files["encoder.safetensors"])
-        networks.target.load_state_dict(files["target.safetensors"])
+        load_into(networks.context, files["encoder.safetensors"])
+        load_into(networks.target, files["target.safetensors"])
         rest = files["state.safetensors"]
-        networks.predictor.load_state_dict(_below(rest, "predictor."))
+        load_into(networks.predictor, _below(rest, "predictor."))
         for name, parameter in optimized(state).items():
-            state.optimizer.state[parameter] = _moments(_below(rest, f"optimizer.{name}."), state.optimizer)
+            state.optimizer.state[parameter] = _moments(_below(rest, f"optimizer.{name}."), parameter, state.optimizer)
         state.recent_VC = rest["recent_VC"].cpu()
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the networks of its recipe: {error}.") from error
@@ -199,10 +200,12 @@ def optimized(state: TrainState) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in state.networks.named_parameters() if parameter.requires_grad}
 
 
-def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def _moments(tensors: dict[str, Tensor], parameter: Tensor, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """AdamW counts its steps on the CPU, unless they are part of a graph; its moments lie beside the weights."""
     counts_on_cpu = not optimizer.defaults["capturable"]
-    return {key: tensor.cpu() if key == "step" and counts_on_cpu else tensor for key, tensor in tensors.items()}
+    count = tensors.pop("step", None)
+    moments = {key: cut_like(tensor, parameter) for key, tensor in tensors.items()}
+    return moments if count is None else {"step": count.cpu() if counts_on_cpu else count, **moments}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

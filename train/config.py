@@ -117,6 +117,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     recompute: bool = False  # activation checkpointing: a block's inside is computed twice and not kept
     compile: bool = False  # torch.compile of the blocks: pays on CUDA; half a minute or more at the start
+    shard: bool = False  # several ranks: each holds a part of weights, gradients and moments (FSDP)
     max_nonfinite: Count = 5  # skipped updates in a row before the run fails
 
     @model_validator(mode="after")

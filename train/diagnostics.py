@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from train.objective import Batch, Outcome
 from train.ranks import Ranks
+from train.sharding import whole
 
 if TYPE_CHECKING:  # pydantic, which a step does not need
     from train.config import Recipe
@@ -126,9 +127,9 @@ def weight_distance(target: nn.Module, context: nn.Module) -> Tensor:
 
     It is 0 before the first update; with a target that never moves it only grows.
     """
-    pairs = list(zip(target.parameters(), context.parameters(), strict=True))
-    apart = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
-    return (apart / torch.stack([b.square().sum() for _, b in pairs]).sum()).sqrt()
+    both = ((whole(a), whole(b)) for a, b in zip(target.parameters(), context.parameters(), strict=True))
+    sums = [((a - b).square().sum(), b.square().sum()) for a, b in both]  # one pair of whole weights at a time
+    return (torch.stack([one for one, _ in sums]).sum() / torch.stack([one for _, one in sums]).sum()).sqrt()
 
 
 def alarms(row: Mapping[str, Any], recipe: Recipe) -> list[str]:

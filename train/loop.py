@@ -28,6 +28,7 @@ from train.probe import Labels
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
 from train.run_folder import RunFolder, open_run
+from train.sharding import check_sharding, is_sharded
 from train.signals import Stop, StopRequestedError, stop_requested
 from train.step import TrainState, start_state
 
@@ -54,6 +55,7 @@ def pretrain(
     plan = plan_run(recipe, dataset, labels)
     check_ranks(plan.recipe, ranks)
     check_parts(plan.recipe, device)
+    check_sharding(plan.recipe, device)
     if ranks.is_first:
         open_run(out, plan.recipe)
     ranks.wait()
@@ -111,8 +113,12 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
 
 
 def open_feed(plan: Plan, state: TrainState, device: Device, stop: Stop) -> Feed:
-    """The batches that follow. A stop ends the wait for data, but where BatchNorm has ranks wait for each other too."""
-    waits_alone = device.ranks.is_alone or plan.recipe.objective.name == "vjepa"
+    """The batches that follow. A stop ends the wait for data, but where ranks wait for each other in a pass, too.
+
+    They do in BatchNorm, and for weights that are sharded.
+    """
+    meets = plan.recipe.objective.name == "methods" or is_sharded(plan.recipe, device)
+    waits_alone = device.ranks.is_alone or not meets
     return Feed(plan.train, plan.recipe, device, step=state.step, stop=stop if waits_alone else None)
 
 

@@ -21,7 +21,8 @@ SPACING_TOLERANCE: Final = 1e-3  # relative; stored spacings of one geometry agr
 
 # Keys that say where and how a run computes, not what: a run may be resumed with others.
 MACHINE_KEYS: Final = (
-    "train.device", "train.micro_batch", "train.recompute", "train.compile", "data.workers", "log.", "checkpoint.",
+    "train.device", "train.micro_batch", "train.recompute", "train.compile", "train.shard", "data.workers", "log.",
+    "checkpoint.",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from train.diagnostics import alarms, rankme, weight_distance
 from train.encoder import num_parameters
 from train.feed import Feed, validation_batch
 from train.flops import volume_flops
-from train.objective import Batch, encode_target
+from train.objective import Batch, Networks, encode_target
 from train.pca import save_components
 from train.plan import Plan, go_back
 from train.probe import encode
@@ -28,7 +28,9 @@ from train.report import save_masks
 from train.run_folder import RunFolder
 from train.saver import open_saver
 from train.selfcheck import Motion, check_itself
+from train.sharding import whole_networks
 from train.signals import Stop
+from train.snapshot import help_snapshot
 from train.step import StepResult, TrainState
 from train.tracking import Tracker
 from train.validation import check_varies, validate
@@ -110,23 +112,24 @@ class Recorder:
         stop = stop or Stop()
         began = time.perf_counter()
         state, recipe = self._state, self._plan.recipe
-        summary, pooled_VC = validate(state.networks, self._plan.val, recipe, self._device, stop)
+        networks = whole_networks(state.networks, recipe)
+        summary, pooled_VC = validate(networks, self._plan.val, recipe, self._device, stop)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
         samples = state.step * recipe.train.global_batch
         with stop.agreed(self._device.ranks), stop.ending_waits():
-            proof = check_itself(state.networks, self._plan.train, recipe, self._device)
-        probes = self._probe(pooled_VC, stop)
+            proof = check_itself(networks, self._plan.train, recipe, self._device)
+        probes = self._probe(networks, pooled_VC, stop)
         self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof, **probes})
         self._mark += time.perf_counter() - began
         self._validating_s += time.perf_counter() - began
 
-    def _probe(self, pooled_VC: Tensor, stop: Stop) -> dict[str, float | None]:
+    def _probe(self, networks: Networks, pooled_VC: Tensor, stop: Stop) -> dict[str, float | None]:
         """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
         probes, began = self._plan.probes, time.perf_counter()
         if not probes.tasks:
             return probes.unasked
-        fitted_VC = encode(self._state.networks, probes.fitted, self._plan.recipe, self._device, stop)
+        fitted_VC = encode(networks, probes.fitted, self._plan.recipe, self._device, stop)
         scores = probes.scores(fitted_VC, pooled_VC.cpu().double())
         self._probing_s += time.perf_counter() - began
         before = [row for row in self.rows if row["split"] == "val" and row["step"] == 0]
@@ -176,12 +179,13 @@ class Recorder:
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
         with stop.agreed(self._device.ranks), stop.ending_waits():
             sample = read_sample(dataset, dataset.samples[0]) if self._device.ranks.is_first else None
+        networks = whole_networks(self._state.networks, self._plan.recipe)
         if self._tracker is None or sample is None:
             return
         recipe, step, (masks, components) = self._plan.recipe, self._state.step, self._pictures
         batch, title = validation_batch([sample], recipe, self._device), f"{sample.key}, step {step}"
         save_masks(masks, batch, recipe, title=title)
-        save_components(components, batch, self._features(batch), recipe, title=title)
+        save_components(components, batch, self._features(networks, batch), recipe, title=title)
         for path in (masks, components):
             self._tracker.picture(path, step)
 
@@ -192,9 +196,8 @@ class Recorder:
         return masks, components
 
     @torch.no_grad()
-    def _features(self, batch: Batch) -> Tensor:
+    def _features(self, networks: Networks, batch: Batch) -> Tensor:
         """The target's tokens, float32 `[B, N, C]` on the CPU."""
-        networks = self._state.networks
         networks.eval()
         with self._device.autocast():
             tokens_BNC = encode_target(networks, batch.target_BDHW, batch.content_BN, batch.spacing_B3)
@@ -208,6 +211,7 @@ class Recorder:
     def save(self) -> None:
         """A checkpoint of the state as it is, the same on every rank; done when told to stop, else on its way."""
         if self._saver is None:
+            help_snapshot(self._state)
             return
         began = time.perf_counter()
         self._saver.finish()

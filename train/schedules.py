@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from train.sharding import local
+
 if TYPE_CHECKING:  # pydantic, which a step does not need
     from train.config import OptimConfig
 
@@ -54,8 +56,8 @@ def build_optimizer(roots: list[nn.Module], config: OptimConfig, *, is_lazy: boo
 @torch.no_grad()
 def move_target(target: nn.Module, context: nn.Module, momentum: float, *, is_lazy: bool = False) -> None:
     """`target <- momentum * target + (1 - momentum) * context`, for every weight."""
-    moved: list[Tensor] = list(target.parameters())
-    by: list[Tensor] = list(context.parameters())
+    moved: list[Tensor] = [local(weight) for weight in target.parameters()]
+    by: list[Tensor] = [local(weight) for weight in context.parameters()]
     if is_lazy:  # the last momentum is 1: the scalar 0 would be a constant, and another graph
         share = torch.tensor([1.0 - momentum]).to(moved[0].device)
         for one, other in zip(moved, by, strict=True):

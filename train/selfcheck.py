@@ -14,6 +14,7 @@ from train.config import Recipe
 from train.device import Device
 from train.feed import training_batch
 from train.objective import Batch, Networks, predict
+from train.sharding import whole
 
 OTHER_VOXELS: Final = 10.0
 """What is added to masked voxels, in deviations of the volume: whatever looks at them cannot miss it."""
@@ -87,8 +88,12 @@ class Motion:
 
 @torch.no_grad()
 def _sample(module: nn.Module) -> Tensor:
-    weights = [weight.detach().flatten() for weight in module.parameters()]
-    return torch.cat([weight[:: max(1, len(weight) // SAMPLE)][:SAMPLE] for weight in weights]).clone()
+    return torch.cat([_few(whole(weight).detach().flatten()) for weight in module.parameters()])
+
+
+def _few(weight: Tensor) -> Tensor:
+    """Some of its numbers, in memory of their own."""
+    return weight[:: max(1, len(weight) // SAMPLE)][:SAMPLE].clone()
 
 
 def _change(before: Tensor, after: Tensor) -> float:

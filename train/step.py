@@ -15,9 +15,10 @@ from torch import Tensor
 
 from train.device import Device
 from train.diagnostics import Measures, measure, summarise
-from train.errors import DeviceError, MicroBatchError, NonFiniteError
+from train.errors import DeviceError, MicroBatchError, NonFiniteError, TrainError
 from train.objective import Batch, Networks, build_networks, compile_blocks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
+from train.sharding import check_sharding, clip, is_sharded, shard
 from train.signals import StopRequestedError
 
 if TYPE_CHECKING:  # pydantic, which a step does not need
@@ -53,13 +54,17 @@ def start_state(recipe: Recipe, device: Device) -> TrainState:
     """Initial weights of the recipe's seed, and an empty optimizer, on the device.
 
     Raises:
-        DeviceError: if blocks should be compiled for a device that compiles all that it does.
+        DeviceError: if blocks should be compiled for a device that compiles all that it does, or weights be sharded
+            where they cannot be.
     """
     networks = build_networks(recipe).to(device.torch_device).train()
     if recipe.train.compile:
         if device.is_lazy:
             raise DeviceError("train.compile is true, and XLA compiles by itself: set train.compile=false.")
         compile_blocks(networks)
+    check_sharding(recipe, device)
+    if is_sharded(recipe, device):
+        shard(networks, device)
     return TrainState(
         networks=networks,
         optimizer=build_optimizer([networks.context, networks.predictor], recipe.optim, is_lazy=device.is_lazy),
@@ -88,6 +93,7 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
     Raises:
         MicroBatchError: on all ranks, if memory was too small on one; nothing has changed.
         StopRequestedError: on all ranks, if one was asked to stop while it waited for data; nothing has changed.
+        TrainError: if weights are sharded, on the rank whose memory was too small; the others wait in vain.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
@@ -97,13 +103,15 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
         measures = _accumulate(state, batches, recipe, device)
     except device.out_of_memory as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
+        _end_if_sharded(said, recipe, device)
     except StopRequestedError:
         stopped = True
     too_large, stopped = ranks.any_of(bool(said), stopped)
     if too_large or stopped:
         _put_back(state, buffers)
         raise StopRequestedError if stopped else MicroBatchError(said or "memory was too small on another rank")
-    ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
+    if not is_sharded(recipe, device):  # else the backward pass did
+        ranks.add_up([one.grad for one in state.networks.learned_parameters() if one.grad is not None])
     result = _update(state, summarise(measures, ranks), recipe, device)
     if result.applied:
         vectors_VC = ranks.gather(torch.cat([one.pooled_BC.cpu() for one in measures]), total)
@@ -127,6 +135,16 @@ def _accumulate(state: TrainState, batches: Iterable[Batch], recipe: Recipe, dev
     return measures
 
 
+def _end_if_sharded(said: str, recipe: Recipe, device: Device) -> None:
+    """The other ranks wait for our part of the weights: there is no vote, and nothing can be done again."""
+    if is_sharded(recipe, device):
+        raise TrainError(
+            f"a micro-batch does not fit into memory ({said}), and ranks that share weights cannot halve it: set "
+            f"train.micro_batch below {recipe.train.micro_batch}, or train.recompute=true, and the same command "
+            "resumes."
+        )
+
+
 def _put_back(state: TrainState, buffers: Sequence[Tensor]) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(state.networks.buffers(), buffers, strict=True):
@@ -136,8 +154,7 @@ def _put_back(state: TrainState, buffers: Sequence[Tensor]) -> None:
 def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device: Device) -> StepResult:
     lr = learning_rate(state.step, recipe.train.max_steps, recipe.optim)
     momentum = ema_momentum(state.step, recipe.train.max_steps, recipe.optim)
-    parameters = list(state.networks.learned_parameters())
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.grad_clip))
+    grad_norm = clip(state.networks.learned_parameters(), recipe.optim.grad_clip)
     applied = math.isfinite(summary["loss"]) and math.isfinite(grad_norm)
     if applied:
         for group in state.optimizer.param_groups:

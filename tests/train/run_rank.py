@@ -1,7 +1,9 @@
 """One rank of a run on the tiny recipe, started by torchrun: `OUT DATASET VALUES`, VALUES as JSON sections of it.
 
 With `stop_after`, a number of steps, the process ends there as by `kill -9`; `labels` are by key. With
-`silent_after` the second rank's data come no more after so many, and it is told to stop while it waits for them.
+`silent_after` the second rank's data come no more after so many, and it is told to stop while it waits for them. With
+`short_after` its memory is too small after so many. `OUT/held-RANK`: how many numbers of weights and moments it
+holds; `OUT/said-RANK`: what ended it.
 """
 
 import json
@@ -20,17 +22,33 @@ import train.recorder
 from fovea.leave import leave_after
 from shards.reader import open_dataset
 from tests.train.conftest import tiny
+from train.errors import TrainError
 from train.loop import pretrain
+from train.sharding import local
+
+
+def held_by(state):
+    """How many numbers of weights and moments this rank holds."""
+    moments = [value for one in state.optimizer.state.values() for value in one.values()]
+    return sum(local(tensor).numel() for tensor in (*state.networks.parameters(), *moments))
+
+
+def too_small(*_):
+    raise torch.OutOfMemoryError("no more memory")
 
 
 def main() -> None:
     out, dataset, values = sys.argv[1:]
     sections = json.loads(values)
-    stop_after, silent_after, labels = (sections.pop(name, None) for name in ("stop_after", "silent_after", "labels"))
+    names = ("stop_after", "silent_after", "short_after", "labels")
+    stop_after, silent_after, short_after, labels = (sections.pop(name, None) for name in names)
     real = train.attempts.try_step
 
     def step_then_die(state, *arguments):
+        if state.step == short_after and os.environ["RANK"] == "1":
+            state.networks.predictor.register_forward_pre_hook(too_small)
         result = real(state, *arguments)
+        (Path(out) / f"held-{os.environ['RANK']}").write_text(str(held_by(state)))
         if state.step == stop_after:
             os._exit(9)
         if state.step == silent_after and os.environ["RANK"] == "1":
@@ -42,7 +60,11 @@ def main() -> None:
     train.recorder.save_masks = lambda path, *_, **__: path.write_bytes(b"")
     train.recorder.save_components = lambda path, *_, **__: path.write_bytes(b"")
     torch.set_num_threads(1)
-    pretrain(tiny(**sections), open_dataset(dataset), Path(out), labels=labels)
+    try:
+        pretrain(tiny(**sections), open_dataset(dataset), Path(out), labels=labels)
+    except TrainError as error:
+        (Path(out) / f"said-{os.environ['RANK']}").write_text(str(error))
+        raise
 
 
 if __name__ == "__main__":
