@@ -97,6 +97,8 @@ def telling_of_readers() -> Iterator[None]:
     """
     try:
         yield
+    except EOFError as error:  # it died while it handed a volume over
+        raise ReaderDiedError(_died("in the middle of a volume")) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

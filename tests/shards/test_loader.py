@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import DatasetCorruptError
-from shards.loader import Loader
+from shards.errors import DatasetCorruptError, ReaderDiedError
+from shards.loader import Loader, telling_of_readers
 from shards.order import RunOrder
 from shards.reader import Dataset, open_dataset, read_sample
 from shards.schema import Sample, SampleRow
@@ -135,6 +135,8 @@ def _stop(*_: object) -> None:
     raise _StopError
 
 
+# An interrupt may fall between the making of the socket and its first use, in the standard library: it is closed later.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 def test_readers_say_nothing_when_the_run_leaves_in_the_middle_of_a_batch(
     dataset: Dataset, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,3 +167,12 @@ def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.
     next(loader.batch())
     assert time.process_time() - began < 1
     assert read == [order.at(8 * 700).row.key]
+
+
+def test_a_reader_that_dies_while_it_hands_a_volume_over_is_told_of() -> None:
+    theirs, ours = multiprocessing.Pipe(duplex=False)
+    ours.close()
+    with pytest.raises(ReaderDiedError, match="in the middle of a volume"), telling_of_readers():
+        theirs.recv()
+    with pytest.raises(RuntimeError, match="something else"), telling_of_readers():
+        raise RuntimeError("something else")
