@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.schema import GRID_SHAPE, Shape
+from shards.schema import GRID_SHAPE, Shape, token_grid
 from train.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class PlainRecipe:
 
     @property
     def token_grid(self) -> Shape:
-        d, h, w = (size // (edge * self.data.pool) for size, edge in zip(self.grid, self.model.patch, strict=True))
-        return d, h, w
+        return token_grid(self.grid, self.model.patch, self.data.pool)
 
     @property
     def num_tokens(self) -> int:

@@ -8,7 +8,6 @@ a machine that does nothing else.
 import argparse
 import json
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from train.config import Recipe
 from train.device import open_device
 from train.recipe import load_recipe, resolve
 from train.saver import Saver
+from train.signals import Stop
 from train.snapshot import publish_snapshot, take_snapshot
 from train.step import start_state, train_step
 
@@ -38,7 +38,7 @@ def measure(recipe: Recipe, steps: int, every: int, background: bool | None) -> 
             background=bool(background),
         )
         began = time.perf_counter()
-        with saver.running(threading.Event()):
+        with saver.running(Stop()):
             for number in range(1, steps + 1):
                 train_step(state, batches, recipe, device)
                 if background is not None and number % every == 1:

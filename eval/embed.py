@@ -21,7 +21,6 @@ from train.checkpoint import (
     load_encoder,
     newest_checkpoint,
     open_checkpoint,
-    read_checkpoint,
 )
 from train.device import open_device
 from train.features import pooled_features
@@ -81,10 +80,8 @@ def find_checkpoint(run: Path, choice: Choice = "newest") -> Checkpoint:
         CheckpointError: if a checkpoint is damaged, or no best one was chosen.
         EmbeddingsError: if there is none.
     """
-    if choice == "best":
+    if choice == "best" or (run / STATE_FILE).is_file():
         return open_checkpoint(run, choice)
-    if (run / STATE_FILE).is_file():
-        return read_checkpoint(run)
     newest = newest_checkpoint(run / CHECKPOINTS).checkpoint
     if newest is None:
         raise EmbeddingsError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")

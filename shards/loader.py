@@ -97,8 +97,6 @@ def telling_of_readers() -> Iterator[None]:
     """
     try:
         yield
-    except EOFError as error:  # it died while it handed a volume over
-        raise ReaderDiedError(_died("in the middle of a volume")) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -130,7 +128,7 @@ def _read_ahead(dataset: Dataset, places: Iterator[Place], workers: int) -> Iter
             yield from ahead
         except (OSError, EOFError) as error:  # of the connection to a reader; what a read raises comes as a value
             time.sleep(LAST_WORDS_S)  # torch's own error, at SIGCHLD, says more, and must not come anywhere else
-            raise ReaderDiedError(_died(str(error))) from error
+            raise ReaderDiedError(_died(str(error) or "its connection ended")) from error
 
 
 class _Samples(TorchDataset[Read | ShardError]):

@@ -197,6 +197,12 @@ def shard_name(split: str, device: str, number: int) -> str:
     return f"{split}-{device}-{number:05d}.tar"
 
 
+def token_grid(grid_shape: Shape, patch: Shape, pool: int) -> Shape:
+    """Tokens `[D, H, W]` of a stored grid that is averaged by `pool` on each axis and then cut into patches."""
+    d, h, w = (size // (edge * pool) for size, edge in zip(grid_shape, patch, strict=True))
+    return d, h, w
+
+
 def content_token_mask(
     content_box: Box, grid_shape: Shape = GRID_SHAPE, patch: Shape = PATCH_SHAPE, pool: int = 1
 ) -> npt.NDArray[np.bool_]:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, Spacing
+from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, Spacing, token_grid
 
 ObjectiveName = Literal["vjepa", "methods"]
 Preset = Literal["tiny", "small", "base", "large"]
@@ -187,13 +188,11 @@ class Recipe(Section):
     @property
     def token_grid(self) -> Shape:
         """Tokens `[D, H, W]` of a volume, after pooling."""
-        d, h, w = (size // (edge * self.data.pool) for size, edge in zip(self.grid, self.model.patch, strict=True))
-        return d, h, w
+        return token_grid(self.grid, self.model.patch, self.data.pool)
 
     @property
     def num_tokens(self) -> int:
-        d, h, w = self.token_grid
-        return d * h * w
+        return math.prod(self.token_grid)
 
     def record(self) -> dict[str, Any]:
         """What checkpoints and W&B tell of it: not how and where saves are made, which is nobody else's."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shards.errors import DatasetCorruptError, ReaderDiedError
-from shards.loader import Loader, telling_of_readers
+from shards.loader import Loader
 from shards.order import RunOrder
 from shards.reader import Dataset, open_dataset, read_sample
 from shards.schema import Sample, SampleRow
@@ -169,10 +169,13 @@ def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.
     assert read == [order.at(8 * 700).row.key]
 
 
-def test_a_reader_that_dies_while_it_hands_a_volume_over_is_told_of() -> None:
-    theirs, ours = multiprocessing.Pipe(duplex=False)
-    ours.close()
-    with pytest.raises(ReaderDiedError, match="in the middle of a volume"), telling_of_readers():
-        theirs.recv()
-    with pytest.raises(RuntimeError, match="something else"), telling_of_readers():
-        raise RuntimeError("something else")
+def test_a_connection_that_ends_without_a_word_is_a_reader_that_died(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset
+) -> None:
+    def ended(*_: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("shards.loader.LAST_WORDS_S", 0)
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__next__", ended)
+    with pytest.raises(ReaderDiedError, match=r"a reader process died \(its connection ended\)"):
+        take(Loader(dataset, order_of(dataset), workers=1), 1)

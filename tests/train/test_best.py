@@ -44,6 +44,13 @@ def run(
     return act
 
 
+def crash_after_five(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(SCORES)
+
+
 def steps(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
@@ -91,10 +98,7 @@ def test_a_step_without_a_validation_waits_for_no_save(
 def test_it_is_the_same_after_a_crash(
     run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5, crash)
-        with pytest.raises(KeyboardInterrupt):
-            run(SCORES)
+    crash_after_five(run, monkeypatch)
     assert steps(tmp_path / "run") == [2, 4]
     summary = run(SCORES, first=5)
     assert (steps(tmp_path / "run"), summary["best"]["step"]) == ([2, 6], 2)
@@ -137,10 +141,7 @@ def test_a_best_whose_checkpoint_is_gone_is_forgotten(run: Callable[..., dict[st
 def test_without_its_probe_a_run_keeps_the_best_that_it_has(
     run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5, crash)
-        with pytest.raises(KeyboardInterrupt):
-            run(SCORES)
+    crash_after_five(run, monkeypatch)
     assert run([1.0, 1.0], best="none")["best"]["step"] == 2
     assert steps(tmp_path / "run") == [2, 6]
 

@@ -125,7 +125,6 @@ def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(
 
     monkeypatch.setattr(train.attempts, "try_step", try_step)
     recipe = make_recipe(data={"workers": 2}, train={"max_steps": 200})
-    said = r"a reader process died \((DataLoader worker|in the middle of a volume).*lower data\.workers"
-    with pytest.raises(ReaderDiedError, match=said):
+    with pytest.raises(ReaderDiedError, match=r"a reader process died \(DataLoader worker .*lower data\.workers"):
         train.loop.pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
     assert RunFolder(path=tmp_path / "run").read_summary()["status"] == "failed"
