@@ -47,12 +47,27 @@ def read_best(run: Path) -> Best | None:
         CheckpointError: if the file is not one that a run has written.
     """
     path = run / BEST_FILE
-    if not path.exists():
-        return None
     try:
-        body = json.loads(path.read_bytes())
+        return parse_best(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unlike_ours(str(path), error) from error
+
+
+def parse_best(data: bytes, where: str) -> Best:
+    """What `best.json` says.
+
+    Raises:
+        CheckpointError: if it is not one that a run has written; `where` is for people.
+    """
+    try:
+        body = json.loads(data)
         return Best(step=int(body["step"]), measure=str(body["measure"]), value=float(body["value"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not as a run writes it ({type(error).__name__}): remove it, and take another checkpoint."
-        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unlike_ours(where, error) from error
+
+
+def _unlike_ours(where: str, error: Exception) -> CheckpointError:
+    said = f"{where} is not as a run writes it ({type(error).__name__}): remove it, and take another checkpoint."
+    return CheckpointError(said)

@@ -1,5 +1,6 @@
 """Copies of checkpoints in a bucket or another folder: whole when their `state.json` is there, and found on resume."""
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any, Final, Self
 from shards.errors import ShardError
 from shards.publish import publish
 from shards.storage import READ_BYTES, Place, exists, locate, names_below, read_bytes, read_range, remove, remove_tree
-from train.best import read_best
+from train.best import BEST_FILE, Best, parse_best, read_best
 from train.checkpoint import FILES, STATE_FILE, folder_name, parse_body, publish_folder, read_checkpoint, recipe_of
 from train.config import Recipe
 from train.errors import CheckpointError, RunFolderError
@@ -52,8 +53,11 @@ class Copies:
                 found.setdefault(folder, {})[name] = size
         return found
 
-    def push(self, checkpoint: Path, rows: str, keep: int, spare: str | None = None) -> None:
-        """Copy a checkpoint: `state.json` last, so that a kill leaves it unseen; then prune; raises as `publish`."""
+    def push(self, checkpoint: Path, rows: str, keep: int, best: Best | None = None) -> None:
+        """Copy a checkpoint: `state.json` last, so that a kill leaves it unseen; then which is the best; then prune.
+
+        Raises as `publish`.
+        """
         target = self.place / checkpoint.name
         state = (checkpoint / STATE_FILE).read_bytes()
         if exists(target / STATE_FILE) and read_bytes(target / STATE_FILE) != state:
@@ -63,7 +67,9 @@ class Copies:
                 publish((target / name).url, file, replace=True)
         publish((target / ROWS_FILE).url, rows.encode(), replace=True)
         publish((target / STATE_FILE).url, state, replace=True)
-        self._prune(checkpoint.name, keep, spare)
+        if best is not None:
+            publish((self.place / BEST_FILE).url, json.dumps(best.to_json()).encode(), replace=True)
+        self._prune(checkpoint.name, keep, spare=folder_name(best.step) if best else None)
 
     def forget_after(self, name: str) -> None:
         """Remove the copies of later steps."""
@@ -71,8 +77,17 @@ class Copies:
             if folder > name:
                 self._remove(folder)
 
-    def bring(self, name: str, files: Sizes, run: RunFolder) -> str:
-        """Download a copy and its rows, check it, and publish it in the run folder; returns a sentence.
+    def best(self) -> Best | None:
+        """Which copy the run called its best when it made the last one.
+
+        Raises:
+            CheckpointError: if what says so is damaged.
+        """
+        place = self.place / BEST_FILE
+        return parse_best(read_bytes(place), place.url) if exists(place) else None
+
+    def bring(self, name: str, files: Sizes, run: RunFolder, *, rows: bool = True) -> str:
+        """Download a copy, and its rows, check it, and publish it in the run folder; returns a sentence.
 
         Raises:
             CheckpointError: if it is damaged.
@@ -85,7 +100,7 @@ class Copies:
             for file in (*FILES, STATE_FILE):
                 _download(place / file, temporary / file, files[file])
             read_checkpoint(temporary)
-            said = _bring_rows(place / ROWS_FILE, files.get(ROWS_FILE), run)
+            said = _bring_rows(place / ROWS_FILE, files.get(ROWS_FILE), run) if rows else ""
             publish_folder(temporary, run.checkpoints / name)
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(temporary), place.url)) from error
@@ -145,8 +160,7 @@ class Copier:
         self._tried.append(copy)
         try:
             rows = self.run.text_until(int(checkpoint.name.rpartition("-")[2]))
-            best = read_best(self.run.path)
-            self.copies.push(checkpoint, rows, self.keep, folder_name(best.step) if best else None)
+            self.copies.push(checkpoint, rows, self.keep, read_best(self.run.path))
         except (ShardError, OSError) as error:
             copy.error = _said(error)
             self.say(
@@ -185,7 +199,7 @@ class Copier:
 
 
 def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[str]:
-    """Bring the newest whole copy to the run folder, unless what is there is as new and whole.
+    """Bring the newest whole copy to the run folder, unless what is there is as new and whole; and the best one.
 
     Returns:
         sentences for people: what was brought, and what was passed over and why.
@@ -203,7 +217,7 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
         _check_same_run(copies, whole, recipe, dataset_sha256)
         if found and not whole:
             return [f"{copies.place.url} holds no whole copy of a checkpoint."]
-        return _bring_first_whole(copies, whole, run)
+        return [*_bring_first_whole(copies, whole, run), *_bring_best(copies, whole, run)]
 
 
 def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
@@ -229,6 +243,21 @@ def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolde
             "checkpoint.copies."
         )
     return []
+
+
+def _bring_best(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
+    """Where the run folder knows of none: a run that lost its machine still has its best. It is no reason to stop."""
+    if run.best.exists():
+        return []
+    try:
+        best = copies.best()
+        if best is None or (name := folder_name(best.step)) not in whole:
+            return []
+        said = [] if (run.checkpoints / name).exists() else [copies.bring(name, whole[name], run, rows=False)]
+    except CheckpointError as error:
+        return [f"passed over the best copy: {error}"]
+    run.write_best(best)
+    return said
 
 
 def _damage(path: Path) -> str | None:

@@ -18,8 +18,10 @@ from train.errors import CheckpointError
 from train.export import export
 from train.loop import pretrain
 from train.probe import Probes
+from train.recorder import Listener
 from train.saver import Saver
 
+Say = Callable[[str], None]
 SCORES = [0.99, 0.5, 0.8, 0.6, 0.8, 0.7, 0.6]  # of steps 0 to 6: the first is that of a random encoder
 
 
@@ -34,12 +36,12 @@ def run(
 ) -> Callable[..., dict[str, Any]]:
     """Run the tiny recipe in `run`, validating at each step, with these scores of the probe of laterality."""
 
-    def act(scores: list[float], *, first: int = 0, **checkpoint: Any) -> dict[str, Any]:
+    def act(scores: list[float], *, first: int = 0, say: Say = print, **checkpoint: Any) -> dict[str, Any]:
         given = iter(scores[first:])
         monkeypatch.setattr(Probes, "scores", lambda *_: {"probe_laterality": next(given)})
         keys = {"every_steps": 2, "keep": 1, "best": "laterality", **checkpoint}
         recipe = make_recipe(validation={"every_steps": 1}, checkpoint=keys)
-        return pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+        return pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run", Listener(say=say))
 
     return act
 
@@ -161,3 +163,28 @@ def test_of_equal_ones_the_first_and_never_a_random_encoder() -> None:
     others = [{"split": "val", "step": 5}, {"split": "train", "step": 3, "loss": 9.0}]
     assert find_best([*rows, *others], "m", range(9)) == Best(step=2, measure="m", value=2.0)
     assert find_best(rows, "m", {0, 4}) is None
+
+
+def lose_machine(tmp_path: Path) -> Path:
+    shutil.rmtree(tmp_path / "run")
+    return tmp_path / "copies"
+
+
+def test_a_run_that_lost_its_machine_has_its_best_again(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    summary = run(SCORES, copies=str(tmp_path / "copies"))
+    lose_machine(tmp_path)
+    assert run([], copies=str(tmp_path / "copies"))["best"] == summary["best"]
+    assert steps(tmp_path / "run") == [2, 6]
+    assert open_checkpoint(tmp_path / "run", "best").step == 2
+
+
+@pytest.mark.parametrize("damaged", ["best.json", "step-00000002/target.safetensors"])
+def test_a_damaged_best_copy_is_named_and_stops_nothing(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, damaged: str
+) -> None:
+    run(SCORES, copies=str(tmp_path / "copies"))
+    (lose_machine(tmp_path) / damaged).write_text("{}")
+    said: list[str] = []
+    run([], say=said.append, copies=str(tmp_path / "copies"))
+    assert said[1].startswith(f"passed over the best copy: {tmp_path}/copies/{damaged.partition('/')[0]}")
+    assert steps(tmp_path / "run") == [6]
