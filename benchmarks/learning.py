@@ -1,8 +1,8 @@
 """Does it learn? Probes of pretrained encoders, random ones and raw pixels: `python benchmarks/learning.py`.
 
-192 phantom participants with a volume each, half of them held out by study group; axial positions jitter, because the
-grid is centred on the scan and not on the retina. `cpu-small`, with the sizes in `SIZES`, is trained on the one half;
-linear probes are fitted on that half and scored on the other (docs/training.md).
+192 phantom participants with a volume of full size each, half of them held out by study group; axial positions
+jitter, because the grid is centred on the scan and not on the retina. `cpu-small`, with the sizes in `SIZES`, is
+trained on the one half; linear probes are fitted on that half and scored on the other (docs/training.md).
 """
 
 import argparse
@@ -18,6 +18,9 @@ from typing import Final
 import numpy as np
 import torch
 from figures import ROOT, put, table
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import avg_pool3d, pad
 
 from eval.linear import Cohort, probe
@@ -36,42 +39,63 @@ from train.recipe import load_recipe
 SEEDS: Final = (0, 1, 2)
 SIZES: Final = (
     "model.depth=6", "model.predictor_depth=3", "objective.num_visible=448", "objective.num_targets=352",
-    "train.global_batch=8", "train.micro_batch=8", "train.device=cpu", "log.wandb=false",
-    "optim.lr=3.0e-4", "optim.ema_start=0.998",
-    "validation.every_steps=100", "checkpoint.every_steps=100", "log.every_steps=10", "log.images_every_steps=1000",
+    "model.patch=[8, 8, 16]", "train.device=cpu", "log.wandb=false",
+    "validation.every_steps=200", "checkpoint.every_steps=100", "log.every_steps=10", "log.images_every_steps=1000",
 )  # fmt: skip
-GEOMETRY: Final = "target_spacing_mm: [0.09375, 0.005989583333333333, 0.015625]\nanchor: center\n"
-"""`block6`, but for the anchor."""
+GEOMETRY: Final = "target_spacing_mm: [0.09375, 0.003, 0.015625]\nanchor: center\n"
+"""The middle 1.15 mm of the depth of `block6`, at twice its resolution: tokens are 48 um deep, about a layer."""
 RANDOM: Final = "random encoder"
 COMPONENTS: Final = 32
 BATCH: Final = 8
 EDGE: Final = 8
-"""Voxels of 12 um on each side of an edge that are compared."""
+"""Voxels of 6 um on each side of an edge that are compared."""
 ABOVE: Final = 50
 BELOW: Final = 14
-"""Voxels of an aligned A-scan above and below the retina's lower edge: 0.6 mm holds it all."""
+"""Voxels of an aligned A-scan above and below the retina's lower edge: up to the inner nuclear layer and over it."""
+PENALTIES: Final = np.logspace(-1, 5, 13)
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Which held-out participants a probe got right: `right` is `[S, P]`, a row for each of S seeds; `labels` `[P]`."""
+    """What probes make of held-out participants; arrays are `[S, P]`, a row for each of S seeds, `labels` is `[P]`.
+
+    `right` says whom a classifier got right, `numbers` what a ridge regression takes their label for: labels are the
+    study groups in order, and each adds as much to a layer.
+    """
 
     name: str
     right: np.ndarray
+    numbers: np.ndarray
     labels: np.ndarray
 
     def accuracy(self) -> float:
         """Balanced over classes, mean over seeds."""
         return _balanced(self.right, self.labels)
 
+    def explained(self) -> float:
+        """Share of the labels' variance that the regression explains (R2), mean over seeds."""
+        return _explained(self.numbers, self.labels)
+
     def resampled(self) -> np.ndarray:
-        """Of participants drawn with replacement within their class, the same for all seeds and all features."""
+        """`accuracy` of participants drawn with replacement within their class."""
+        return np.array([_balanced(self.right[:, drawn], self.labels[drawn]) for drawn in self._draws()])
+
+    def explained_resampled(self) -> np.ndarray:
+        """`explained` of the same draws."""
+        return np.array([_explained(self.numbers[:, drawn], self.labels[drawn]) for drawn in self._draws()])
+
+    def _draws(self) -> Iterator[np.ndarray]:
+        """The same for all seeds and all features."""
         rng = np.random.default_rng(0)
         members = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
-        draws = (np.concatenate([rng.choice(group, len(group)) for group in members]) for _ in range(RESAMPLES))
-        return np.array([_balanced(self.right[:, drawn], self.labels[drawn]) for drawn in draws])
+        return (np.concatenate([rng.choice(group, len(group)) for group in members]) for _ in range(RESAMPLES))
+
+
+def _explained(numbers: np.ndarray, labels: np.ndarray) -> float:
+    missed = ((numbers - labels) ** 2).sum(1).mean()
+    return float(1 - missed / ((labels - labels.mean()) ** 2).sum())
 
 
 def _balanced(right: np.ndarray, labels: np.ndarray) -> float:
@@ -103,7 +127,7 @@ def make_dataset(arguments: argparse.Namespace) -> Path:
     """The cohort with half of each study group held out, and its shards."""
     cohort, dataset = arguments.out / "cohort", arguments.out / "dataset"
     if not cohort.exists():
-        fovea("phantom", cohort, "--participants", 192, "--volumes", 1, "--small", "--devices", arguments.devices,
+        fovea("phantom", cohort, "--participants", 192, "--volumes", 1, "--devices", arguments.devices,
               "--signal", arguments.signal, "--seed", 1)  # fmt: skip
         hold_out_half(cohort / "participants.tsv")
     geometry = arguments.out / "scan.yaml"
@@ -181,16 +205,27 @@ def _volumes(recipe: Recipe, samples: Sequence[Sample]) -> Iterator[torch.Tensor
 
 
 def held_out(name: str, dataset: Dataset, sets: Sequence[np.ndarray]) -> Held:
-    """Fit a linear probe on the training half for each set of features, and look at the other half."""
+    """Fit linear probes on the training half for each set of features, and look at the other half."""
     label_of = {row.participant_id: STUDY_GROUPS.index(row.study_group or "") for row in dataset.samples}
-    right = []
+    right, numbers = [], []
     for one in sets:
-        evaluation = probe(cohort_of(dataset, one)).test
+        cohort = cohort_of(dataset, one)
+        evaluation, number_of = probe(cohort).test, regress(cohort)
         assert evaluation is not None
         names = sorted(evaluation.probabilities)
         labels = np.array([label_of[person] for person in names])
         right.append([int(np.argmax(evaluation.probabilities[person])) for person in names] == labels)
-    return Held(name=name, right=np.array(right), labels=labels)
+        numbers.append([number_of[person] for person in names])
+    return Held(name=name, right=np.array(right), numbers=np.array(numbers), labels=labels)
+
+
+def regress(cohort: Cohort) -> dict[str, float]:
+    """Held-out participants' labels as a ridge regression of the others sees them; each has one volume."""
+    is_test = np.array([split == "test" for split in cohort.splits])
+    fitted = make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES))
+    fitted.fit(cohort.features[~is_test], cohort.labels[~is_test])
+    people = [person for person, held in zip(cohort.participants, is_test, strict=True) if held]
+    return dict(zip(people, fitted.predict(cohort.features[is_test]).tolist(), strict=True))
 
 
 def cohort_of(dataset: Dataset, found: np.ndarray) -> Cohort:
@@ -211,11 +246,20 @@ def score_table(held: Sequence[Held]) -> str:
     random = next(one for one in held if one.name == RANDOM)
     rows = []
     for one in held:
-        drawn, more = one.resampled(), one.resampled() - random.resampled()
-        compared = "" if one is random else f"{one.accuracy() - random.accuracy():+.3f} ({_interval(more)})"
-        rows.append((one.name, len(one.right), f"{one.accuracy():.3f}", _interval(drawn), compared))
-    head = ["features", "seeds", "balanced accuracy of 96 held out", "95% interval", "more than a random encoder"]
-    return table(head, [*rows, ("chance", "", "0.250", "", "")])
+        scores = _beside(one.accuracy(), one.resampled(), random.accuracy(), random.resampled())
+        explained = _beside(
+            one.explained(), one.explained_resampled(), random.explained(), random.explained_resampled()
+        )
+        shown = (*scores, *explained) if one is not random else (scores[0], "", explained[0], "")
+        rows.append((one.name, len(one.right), *shown))
+    more = "more than a random encoder"
+    head = ["features", "seeds", "balanced accuracy of 96 held out", more, "R2 of the label as a number", more]
+    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "")])
+
+
+def _beside(value: float, drawn: np.ndarray, other: float, other_drawn: np.ndarray) -> tuple[str, str]:
+    """A value, and how much more it is than another of the same participants; both with their intervals."""
+    return f"{value:.3f} ({_interval(drawn)})", f"{value - other:+.3f} ({_interval(drawn - other_drawn)})"
 
 
 def _interval(values: np.ndarray) -> str:
@@ -240,9 +284,9 @@ def parse() -> argparse.Namespace:
     """Command line; the signal is fixed here, before any result was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out/learning", help="a run here goes on where it stopped")
-    parser.add_argument("--signal", type=float, default=1.0)
-    parser.add_argument("--devices", default="maestro2,triton,cirrus")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--signal", type=float, default=0.5)
+    parser.add_argument("--devices", default="maestro2")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))
     parser.add_argument("--set", action="append", default=[], help="a key of the recipe")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/training.md")

@@ -16,7 +16,8 @@ LABELS = np.array([0] * 30 + [1] * 10)
 
 
 def held(name: str, *right: np.ndarray) -> learning.Held:
-    return learning.Held(name=name, right=np.stack(right), labels=LABELS)
+    stacked = np.stack(right)
+    return learning.Held(name=name, right=stacked, numbers=np.where(stacked, LABELS, 1 - LABELS), labels=LABELS)
 
 
 def test_accuracy_is_balanced_over_classes_and_a_mean_over_seeds() -> None:
@@ -37,8 +38,30 @@ def test_resampling_draws_the_same_people_for_every_set_of_features() -> None:
 
 def test_the_table_compares_with_the_random_encoder() -> None:
     text = learning.score_table([held("ours", LABELS >= 0), held(learning.RANDOM, LABELS == 0)])
-    assert "| ours | 1 | 1.000 | 1.000 to 1.000 | +0.500 (0.500 to 0.500) |" in text
-    assert "| random encoder | 1 | 0.500 | 0.500 to 0.500 |  |" in text
+    same = "1.000 (1.000 to 1.000)"
+    assert f"| ours | 1 | {same} | +0.500 (0.500 to 0.500) | {same} | +1.333 (1.333 to 1.333) |" in text
+    assert "| random encoder | 1 | 0.500 (0.500 to 0.500) |  | -0.333 (-0.333 to -0.333) |  |" in text
+
+
+def test_the_regression_explains_held_out_people_by_what_it_saw_of_others() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 20)
+    names = tuple(f"person {number}" for number in range(80))
+    splits = ("train", "test") * 40
+
+    def explained(features: np.ndarray) -> float:
+        cohort = learning.Cohort(
+            features=features, labels=labels, participants=names, splits=splits, classes=tuple(STUDY_GROUPS)
+        )
+        seen = learning.regress(cohort)
+        assert list(seen) == list(names[1::2])
+        numbers = np.array([list(seen.values())])
+        right = np.ones_like(numbers, dtype=bool)
+        return learning.Held(name="x", right=right, numbers=numbers, labels=labels[1::2]).explained()
+
+    noise = rng.normal(size=(80, 5))
+    assert explained(noise) < 0.2
+    assert explained(noise + 3 * labels[:, None] * np.eye(5)[2]) > 0.8
 
 
 def test_half_of_each_study_group_is_held_out(tmp_path: Path) -> None:
