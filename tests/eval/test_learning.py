@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.linear import Cohort
 from manifests.cohort import STUDY_GROUPS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -50,7 +51,7 @@ def test_the_regression_explains_held_out_people_by_what_it_saw_of_others() -> N
     splits = ("train", "test") * 40
 
     def explained(features: np.ndarray) -> float:
-        cohort = learning.Cohort(
+        cohort = Cohort(
             features=features, labels=labels, participants=names, splits=splits, classes=tuple(STUDY_GROUPS)
         )
         seen = learning.regress(cohort)
