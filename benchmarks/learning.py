@@ -10,7 +10,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,9 @@ PENALTIES: Final = np.logspace(-1, 5, 13)
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = (2.5, 97.5)
 
+Drawn = np.ndarray | slice
+EVERYONE: Final = slice(None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -70,21 +73,20 @@ class Held:
     numbers: np.ndarray
     labels: np.ndarray
 
-    def accuracy(self) -> float:
+    def accuracy(self, drawn: Drawn = EVERYONE) -> float:
         """Balanced over classes, mean over seeds."""
-        return _balanced(self.right, self.labels)
+        right, labels = self.right[:, drawn], self.labels[drawn]
+        return float(np.mean([right[:, labels == label].mean() for label in np.unique(labels)]))
 
-    def explained(self) -> float:
+    def explained(self, drawn: Drawn = EVERYONE) -> float:
         """Share of the labels' variance that the regression explains (R2), mean over seeds."""
-        return _explained(self.numbers, self.labels)
+        labels = self.labels[drawn]
+        missed = ((self.numbers[:, drawn] - labels) ** 2).sum(1).mean()
+        return float(1 - missed / ((labels - labels.mean()) ** 2).sum())
 
-    def resampled(self) -> np.ndarray:
-        """`accuracy` of participants drawn with replacement within their class."""
-        return np.array([_balanced(self.right[:, drawn], self.labels[drawn]) for drawn in self._draws()])
-
-    def explained_resampled(self) -> np.ndarray:
-        """`explained` of the same draws."""
-        return np.array([_explained(self.numbers[:, drawn], self.labels[drawn]) for drawn in self._draws()])
+    def resampled(self, measure: "Measure") -> np.ndarray:
+        """A measure of participants drawn with replacement within their class."""
+        return np.array([measure(self, drawn) for drawn in self._draws()])
 
     def _draws(self) -> Iterator[np.ndarray]:
         """The same for all seeds and all features."""
@@ -93,13 +95,7 @@ class Held:
         return (np.concatenate([rng.choice(group, len(group)) for group in members]) for _ in range(RESAMPLES))
 
 
-def _explained(numbers: np.ndarray, labels: np.ndarray) -> float:
-    missed = ((numbers - labels) ** 2).sum(1).mean()
-    return float(1 - missed / ((labels - labels.mean()) ** 2).sum())
-
-
-def _balanced(right: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean([right[:, labels == label].mean() for label in np.unique(labels)]))
+Measure = Callable[[Held, Drawn], float]
 
 
 def main() -> None:
@@ -246,20 +242,20 @@ def score_table(held: Sequence[Held]) -> str:
     random = next(one for one in held if one.name == RANDOM)
     rows = []
     for one in held:
-        scores = _beside(one.accuracy(), one.resampled(), random.accuracy(), random.resampled())
-        explained = _beside(
-            one.explained(), one.explained_resampled(), random.explained(), random.explained_resampled()
-        )
-        shown = (*scores, *explained) if one is not random else (scores[0], "", explained[0], "")
+        shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
         rows.append((one.name, len(one.right), *shown))
     more = "more than a random encoder"
     head = ["features", "seeds", "balanced accuracy of 96 held out", more, "R2 of the label as a number", more]
     return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "")])
 
 
-def _beside(value: float, drawn: np.ndarray, other: float, other_drawn: np.ndarray) -> tuple[str, str]:
-    """A value, and how much more it is than another of the same participants; both with their intervals."""
-    return f"{value:.3f} ({_interval(drawn)})", f"{value - other:+.3f} ({_interval(drawn - other_drawn)})"
+def _beside(one: Held, other: Held, measure: Measure) -> tuple[str, str]:
+    """A measure, and how much more it is than another's of the same participants; both with their intervals."""
+    value, drawn = measure(one, EVERYONE), one.resampled(measure)
+    if one is other:
+        return f"{value:.3f} ({_interval(drawn)})", ""
+    more = f"{value - measure(other, EVERYONE):+.3f} ({_interval(drawn - other.resampled(measure))})"
+    return f"{value:.3f} ({_interval(drawn)})", more
 
 
 def _interval(values: np.ndarray) -> str:
@@ -281,7 +277,7 @@ def course_table(runs: Sequence[Path]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """Command line; the signal is fixed here, before any result was seen."""
+    """Command line; the signal was fixed here before anything was trained on this cohort."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out/learning", help="a run here goes on where it stopped")
     parser.add_argument("--signal", type=float, default=0.5)

@@ -26,6 +26,10 @@ class Best:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_line(self) -> str:
+        """What `best.json` holds, in a run folder and beside copies."""
+        return json.dumps(self.to_json()) + "\n"
+
 
 def find_best(rows: Iterable[Mapping[str, Any]], measure: str, steps: Collection[int]) -> Best | None:
     """The highest value of the validations whose step was saved; of equal ones the earliest.

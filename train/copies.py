@@ -1,6 +1,5 @@
 """Copies of checkpoints in a bucket or another folder: whole when their `state.json` is there, and found on resume."""
 
-import json
 import os
 import re
 import shutil
@@ -68,7 +67,7 @@ class Copies:
         publish((target / ROWS_FILE).url, rows.encode(), replace=True)
         publish((target / STATE_FILE).url, state, replace=True)
         if best is not None:
-            publish((self.place / BEST_FILE).url, json.dumps(best.to_json()).encode(), replace=True)
+            publish((self.place / BEST_FILE).url, best.to_line().encode(), replace=True)
         self._prune(checkpoint.name, keep, spare=folder_name(best.step) if best else None)
 
     def forget_after(self, name: str) -> None:
@@ -246,7 +245,7 @@ def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolde
 
 
 def _bring_best(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
-    """Where the run folder knows of none: a run that lost its machine still has its best. It is no reason to stop."""
+    """Where the run folder knows of none: a run that lost its machine has its best. Damage to it stops nothing."""
     if run.best.exists():
         return []
     try:

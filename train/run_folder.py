@@ -78,7 +78,7 @@ class RunFolder:
         if best is None:
             self.best.unlink(missing_ok=True)
         else:
-            write_text(self.best, json.dumps(best.to_json()) + "\n")
+            write_text(self.best, best.to_line())
 
     def read_summary(self) -> dict[str, Any] | None:
         return json.loads(self.summary.read_text()) if self.summary.exists() else None
