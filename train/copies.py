@@ -17,12 +17,13 @@ from train.checkpoint import FILES, STATE_FILE, folder_name, parse_body, publish
 from train.config import Recipe
 from train.errors import CheckpointError, RunFolderError
 from train.recipe import differences
-from train.run_folder import RunFolder
+from train.run_folder import WANDB_FILE, RunFolder, write_text
 
 ROWS_FILE: Final = "metrics.jsonl"
 """The rows up to the checkpoint, in the copy: a run's curve is to outlive its machine."""
 
 FOLDER: Final = re.compile(r"step-\d{8}")
+WANDB_RUN: Final = re.compile(rb'\{"id": "[\w-]{1,128}"\}\n')
 
 Sizes = Mapping[str, int]
 
@@ -52,8 +53,12 @@ class Copies:
                 found.setdefault(folder, {})[name] = size
         return found
 
-    def push(self, checkpoint: Path, rows: str, keep: int, best: Best | None = None) -> None:
-        """Copy a checkpoint: `state.json` last, so that a kill leaves it unseen; then which is the best; then prune.
+    def push(
+        self, checkpoint: Path, rows: str, keep: int, best: Best | None = None, wandb_run: bytes | None = None
+    ) -> None:
+        """Copy a checkpoint: `state.json` last, so that a kill leaves it unseen; then what lies beside; then prune.
+
+        Beside lie which is the best, and to which W&B run the rows go.
 
         Raises as `publish`.
         """
@@ -68,6 +73,8 @@ class Copies:
         publish((target / STATE_FILE).url, state, replace=True)
         if best is not None:
             publish((self.place / BEST_FILE).url, best.to_line().encode(), replace=True)
+        if wandb_run is not None:
+            publish((self.place / WANDB_FILE).url, wandb_run, replace=True)
         self._prune(checkpoint.name, keep, spare=folder_name(best.step) if best else None)
 
     def forget_after(self, name: str) -> None:
@@ -84,6 +91,20 @@ class Copies:
         """
         place = self.place / BEST_FILE
         return parse_best(read_bytes(place), place.url) if exists(place) else None
+
+    def wandb_run(self) -> bytes | None:
+        """To which W&B run the rows go, as the run folder says it.
+
+        Raises:
+            CheckpointError: if what says so is damaged.
+        """
+        place = self.place / WANDB_FILE
+        if not exists(place):
+            return None
+        text = read_bytes(place)
+        if not WANDB_RUN.fullmatch(text):
+            raise CheckpointError(f"{place.url} does not name a W&B run.")
+        return text
 
     def bring(self, name: str, files: Sizes, run: RunFolder, *, rows: bool = True) -> str:
         """Download a copy, and its rows, check it, and publish it in the run folder; returns a sentence.
@@ -159,7 +180,8 @@ class Copier:
         self._tried.append(copy)
         try:
             rows = self.run.text_until(int(checkpoint.name.rpartition("-")[2]))
-            self.copies.push(checkpoint, rows, self.keep, read_best(self.run.path))
+            wandb_run = self.run.wandb.read_bytes() if self.run.wandb.exists() else None
+            self.copies.push(checkpoint, rows, self.keep, read_best(self.run.path), wandb_run)
         except (ShardError, OSError) as error:
             copy.error = _said(error)
             self.say(
@@ -216,7 +238,8 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
         _check_same_run(copies, whole, recipe, dataset_sha256)
         if found and not whole:
             return [f"{copies.place.url} holds no whole copy of a checkpoint."]
-        return [*_bring_first_whole(copies, whole, run), *_bring_best(copies, whole, run)]
+        said = [*_bring_first_whole(copies, whole, run), *_bring_best(copies, whole, run)]
+        return [*said, *(_bring_wandb_run(copies, run) if whole else [])]
 
 
 def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
@@ -257,6 +280,19 @@ def _bring_best(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> l
         return [f"passed over the best copy: {error}"]
     run.write_best(best)
     return said
+
+
+def _bring_wandb_run(copies: Copies, run: RunFolder) -> list[str]:
+    """Where the run folder names none: rows of a new machine go on in the same W&B run. Damage stops nothing."""
+    if run.wandb.exists():
+        return []
+    try:
+        found = copies.wandb_run()
+    except CheckpointError as error:
+        return [f"passed over the W&B run of the copies, a new one begins: {error}"]
+    if found is not None:
+        write_text(run.wandb, found.decode())
+    return []
 
 
 def _damage(path: Path) -> str | None:

@@ -16,6 +16,8 @@ from train.errors import RunFolderError
 from train.recipe import differences, load_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
+WANDB_FILE = "wandb.json"
+"""Which W&B run the rows go to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,10 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.path / BEST_FILE
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / WANDB_FILE
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

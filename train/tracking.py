@@ -67,7 +67,7 @@ def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:
     )
     return wandb.init(
         project="fovea",
-        id=_identity(run.path / "wandb.json"),
+        id=_identity(run.wandb),
         name=recipe.name,
         config={**recipe.record(), "dataset": dict(dataset)},
         dir=str(run.path),
@@ -89,7 +89,7 @@ def _mode() -> Any:
 
 
 def _identity(path: Path) -> str:
-    """The same W&B run after a resume."""
+    """The same W&B run after a resume, also on another machine: `train.copies` brings the file."""
     if not path.exists():
         write_text(path, json.dumps({"id": trial() or secrets.token_hex(8)}) + "\n")
     identity: str = json.loads(path.read_text())["id"]

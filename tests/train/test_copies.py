@@ -346,3 +346,40 @@ def test_an_empty_place_is_a_new_run(tiny_dataset: str, tmp_path: Path) -> None:
     publish(f"{tmp_path}/copies/readme.txt", b"for the run to come")
     assert bring(tmp_path / "copies", tmp_path / "run", tiny_dataset)[0] == []
     assert bring(tmp_path / "absent", tmp_path / "run", tiny_dataset, recipe_to(tmp_path / "absent"))[0] == []
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_new_machine_go_to_the_same_wandb_run(
+    tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("train.tracking.Tracker.picture", lambda *_: None)  # there are no real ones
+    tracked = recipe_to(tmp_path / "copies")
+    tracked = tracked.model_copy(update={"log": tracked.log.model_copy(update={"wandb": True})})
+    dataset = open_dataset(tiny_dataset)
+    with monkeypatch.context() as patch:
+        at_steps(patch, {5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+        with pytest.raises(TrainingStoppedError):
+            pretrain(tracked, dataset, tmp_path / "lost")
+    identity = json.loads((tmp_path / "lost/wandb.json").read_text())["id"]
+    shutil.rmtree(tmp_path / "lost")
+    pretrain(tracked, dataset, tmp_path / "new")
+    assert len(list(tmp_path.glob(f"new/wandb/offline-run-*/run-{identity}.wandb"))) == 1
+    assert len(list(tmp_path.glob("new/wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"id": "../x"}\n', '{"id": "a"}\n{"id": "b"}\n'])
+def test_a_damaged_name_of_the_wandb_run_is_said_and_stops_nothing(
+    whole: Path, tiny_dataset: str, tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(whole / "copies", tmp_path / "copies")
+    (tmp_path / "copies/wandb.json").write_text(text)
+    plan = plan_run(recipe_to(tmp_path / "copies", keep=3), open_dataset(tiny_dataset))
+    run = open_run(tmp_path / "run", plan.recipe)
+    said = bring_newest(run, plan.recipe, plan.dataset_sha256)
+    why = f"{tmp_path}/copies/wandb.json does not name a W&B run."
+    assert said[1:] == [f"passed over the W&B run of the copies, a new one begins: {why}"]
+    assert not run.wandb.exists()
+    (tmp_path / "copies/wandb.json").write_text('{"id": "0a1b"}\n')
+    assert bring_newest(run, plan.recipe, plan.dataset_sha256) == []
+    assert json.loads(run.wandb.read_text()) == {"id": "0a1b"}
