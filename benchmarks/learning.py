@@ -44,7 +44,7 @@ COHORT: Final = 2
 SIZES: Final = (
     "model.depth=6", "model.predictor_depth=3", "objective.num_visible=448", "objective.num_targets=352",
     "model.patch=[8, 8, 16]", "train.device=cpu", "log.wandb=false",
-    "validation.every_steps=200", "checkpoint.every_steps=100", "log.every_steps=10", "log.images_every_steps=1000",
+    "validation.every_steps=250", "checkpoint.every_steps=100", "log.every_steps=10", "log.images_every_steps=1000",
 )  # fmt: skip
 GEOMETRY: Final = "target_spacing_mm: [0.09375, 0.003, 0.015625]\nanchor: center\n"
 """The middle 1.15 mm of the depth of `block6`, at twice its resolution: tokens are 48 um deep, about a layer."""
@@ -112,14 +112,15 @@ def main() -> None:
     runs = [train(dataset, seed, arguments) for seed in SEEDS[: arguments.seeds]]
     recipe = open_checkpoint(runs[0]).recipe
     samples = [read_sample(dataset, row) for row in dataset.samples]
+    found = causes(dataset, recipe, samples)
     sets: dict[str, list[np.ndarray]] = {
         "context encoder": [encoded(run, "context", samples) for run in runs],
         "target encoder": [encoded(run, "target", samples) for run in runs],
         RANDOM: [features(build_encoder(recipe, seed=seed), recipe, samples) for seed in SEEDS[: len(runs)]],
         f"raw pixels, {COMPONENTS} principal components": [components(dataset, recipe, samples)],
+        "mean and spread of grey levels": [found[:, 2:]],
         "mean A-scan, aligned at the lower edge": [profiles(recipe, samples)],
     }
-    found = causes(dataset, recipe, samples)
     held = [held_out(name, dataset, some, found) for name, some in sets.items()]
     text = score_table(held) + "\n" + course_table(runs)
     print(text)
