@@ -1,6 +1,8 @@
 """Whether a dataset can fill a recipe's token budgets, asked before a run starts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from shards.reader import Dataset, read_meta
@@ -12,6 +14,7 @@ from train.masks import least_content
 
 MAX_DROPPED: Final = 0.01  # DESIGN section 6: over 1% of samples too small, the recipe does not fit the dataset
 NAMED: Final = 5
+READERS: Final = 32
 
 
 def fit_budget(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, tuple[str, ...]]:
@@ -45,4 +48,9 @@ def count_content(dataset: Dataset, recipe: Recipe) -> dict[str, int]:
     """
     if (recipe.data.pool, recipe.grid, recipe.model.patch) == (1, GRID_SHAPE, PATCH_SHAPE):
         return {row.key: row.content_tokens for row in dataset.samples}
-    return {row.key: int(content_tokens(read_meta(dataset, row), recipe).sum()) for row in dataset.samples}
+    pool = ThreadPoolExecutor(READERS)  # one after the other, a bucket would take an hour for a cohort
+    try:
+        metas = pool.map(partial(read_meta, dataset), dataset.samples)
+        return {meta.key: int(content_tokens(meta, recipe).sum()) for meta in metas}
+    finally:
+        pool.shutdown(cancel_futures=True)

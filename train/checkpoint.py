@@ -27,6 +27,7 @@ FORMAT: Final = 1
 FILES: Final = ("encoder.safetensors", "target.safetensors", "state.safetensors")
 STATE_FILE: Final = "state.json"
 CHECKPOINTS: Final = "checkpoints"
+OLD: Final = ".tmp-old-"
 Which = Literal["target", "context"]
 Choice = Literal["newest", "best"]
 logger = logging.getLogger("fovea.train")
@@ -57,13 +58,32 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def fresh_folder(path: Path) -> Path:
+    """An empty folder, without what a killed process of the same number left: in a container all are number 1."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
 def publish_folder(temporary: Path, final: Path) -> Path:
     """Give a whole checkpoint beside it its name; what has the name now makes place."""
     if final.exists():  # of a run that came here before, and had to go back; or a damaged one
-        final.replace(final.parent / f".tmp-old-{final.name}-{os.getpid()}")
+        old = final.parent / f"{OLD}{final.name}"
+        if old.exists():
+            shutil.rmtree(old)
+        final.replace(old)
     temporary.replace(final)
     _sync_folder(final.parent)
     return final
+
+
+def recover(folder: Path) -> None:
+    """Give back its name to a checkpoint that a kill within `publish_folder` left without one."""
+    for old in folder.glob(f"{OLD}*"):
+        final = folder / old.name.removeprefix(OLD)
+        if not final.exists():
+            old.replace(final)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -13,7 +13,16 @@ from shards.errors import ShardError
 from shards.publish import publish
 from shards.storage import READ_BYTES, Place, exists, locate, names_below, read_bytes, read_range, remove, remove_tree
 from train.best import BEST_FILE, Best, parse_best, read_best
-from train.checkpoint import FILES, STATE_FILE, folder_name, parse_body, publish_folder, read_checkpoint, recipe_of
+from train.checkpoint import (
+    FILES,
+    STATE_FILE,
+    folder_name,
+    fresh_folder,
+    parse_body,
+    publish_folder,
+    read_checkpoint,
+    recipe_of,
+)
 from train.config import Recipe
 from train.errors import CheckpointError, RunFolderError
 from train.recipe import differences
@@ -115,7 +124,7 @@ class Copies:
         """
         place, temporary = self.place / name, run.checkpoints / f".tmp-{name}-{os.getpid()}"
         self._check_sizes(place, files)
-        temporary.mkdir()
+        fresh_folder(temporary)
         try:
             for file in (*FILES, STATE_FILE):
                 _download(place / file, temporary / file, files[file])

@@ -38,6 +38,17 @@ def content_tokens(meta: SampleMeta, recipe: Recipe) -> npt.NDArray[np.bool_]:
     return content_token_mask(meta.content_box, recipe.grid, recipe.model.patch, recipe.data.pool).reshape(-1)
 
 
+def blank_padding(x_BDHW: Tensor, samples: Sequence[Sample], recipe: Recipe) -> Tensor:
+    """Pooled volumes whose padding is exactly 0 again; a voxel that is padding in part counts as content."""
+    pool, boxes = recipe.data.pool, np.array([sample.meta.content_box for sample in samples])
+    for axis, size in enumerate(recipe.grid):
+        first = np.arange(0, size, pool)
+        inside = (first < boxes[:, axis, 1:]) & (first + pool > boxes[:, axis, :1])
+        shape = [len(samples), *(-1 if place == axis else 1 for place in range(3))]
+        x_BDHW = x_BDHW * torch.from_numpy(inside).to(x_BDHW.device, x_BDHW.dtype).reshape(shape)
+    return x_BDHW
+
+
 def prepare(samples: Sequence[Sample], recipe: Recipe, device: torch.device) -> Prepared:
     """Put samples on the device in stored integers, and normalise and pool them there.
 

@@ -14,7 +14,7 @@ from shards.reader import Dataset
 from shards.schema import Sample
 from train.augment import jitter
 from train.config import Recipe
-from train.data import content_tokens, prepare
+from train.data import blank_padding, content_tokens, prepare
 from train.device import Device
 from train.masks import TokenMasks, least_content, plan_masks, stack_masks
 from train.move import draw_move, move_sample
@@ -113,6 +113,8 @@ def _batch(
     if epochs is not None:
         keys = [sample.key for sample in samples]
         context = jitter(context, recipe.augment, keys, recipe.train.seed, epochs, device)
+        if context is not prepared.x_BDHW:  # a brightness that padding had, too, could be read from it
+            context = blank_padding(context, samples, recipe)
         scale_BL2 = draw_depth(recipe, keys, epochs)
     return Batch.build(
         views=(context, prepared.x_BDHW),

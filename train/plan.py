@@ -13,7 +13,7 @@ from train.device import Device
 from train.errors import RunFolderError, TrainError
 from train.probe import Labels, Probes, best_measure, plan_probes
 from train.recipe import resolve
-from train.run_folder import RunFolder, samples_sha256
+from train.run_folder import RunFolder, placed_sha256
 from train.step import TrainState
 
 
@@ -60,7 +60,7 @@ def plan_run(recipe: Recipe, dataset: Dataset, labels: Labels | None = None) -> 
         train=train,
         val=val,
         dropped=dropped,
-        dataset_sha256=samples_sha256(both),
+        dataset_sha256=placed_sha256(both),
         probes=probes,
         best=best_measure(recipe, probes),
     )
@@ -88,8 +88,8 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
         return [*said, *(["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else [])]
     if checkpoint.dataset_sha256 != plan.dataset_sha256:
         raise RunFolderError(
-            f"{run.path} was trained on other samples than this dataset and these filters give: resume it with "
-            "its own dataset, or choose another --out."
+            f"{run.path} was trained on other samples than this dataset and these filters give, or on the same ones "
+            "in other shards, which come in another order: resume it with its own dataset, or choose another --out."
         )
     _put_back(checkpoint, run, state, device)
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]

@@ -27,6 +27,7 @@ from train.probe import encode
 from train.report import save_masks
 from train.run_folder import RunFolder
 from train.saver import open_saver
+from train.schedules import learning_rate
 from train.selfcheck import Motion, check_itself
 from train.sharding import whole_networks
 from train.signals import Stop
@@ -55,7 +56,7 @@ class Recorder:
         self.say = self._listener.say
         self._tracker = Tracker(run, plan.recipe, self._dataset()) if device.ranks.is_first else None
         self._saver = open_saver(plan, run, state, self._tracker, self.say) if self._tracker else None
-        self._motion = Motion.of(state.networks)
+        self._motion, self._scored = Motion.of(state.networks), (state.step, state.skipped)
         self.rows = run.rows()
         self._settle_best()
         self._validating_s = self._probing_s = 0.0
@@ -115,7 +116,8 @@ class Recorder:
         networks = whole_networks(state.networks, recipe)
         summary, pooled_VC = validate(networks, self._plan.val, recipe, self._device, stop)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
-        check_varies(summary["loss"], state.step, previous=previous[-1] if previous else None)
+        check_varies(summary["loss"], state.step, previous=previous[-1] if previous and self._has_learned() else None)
+        self._scored = state.step, state.skipped
         samples = state.step * recipe.train.global_batch
         with stop.agreed(self._device.ranks), stop.ending_waits():
             proof = check_itself(networks, self._plan.train, recipe, self._device)
@@ -123,6 +125,13 @@ class Recorder:
         self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof, **probes})
         self._mark += time.perf_counter() - began
         self._validating_s += time.perf_counter() - began
+
+    def _has_learned(self) -> bool:
+        """Whether an update with a rate above 0 was made since the last validation, or since the process began."""
+        (step, skipped), state, recipe = self._scored, self._state, self._plan.recipe
+        all_left_out = state.skipped - skipped >= state.step - step
+        rates = (learning_rate(one, recipe.train.max_steps, recipe.optim) for one in range(step, state.step))
+        return not all_left_out and any(rate > 0 for rate in rates)
 
     def _probe(self, networks: Networks, pooled_VC: Tensor, stop: Stop) -> dict[str, float | None]:
         """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
@@ -230,7 +239,7 @@ class Recorder:
             self._saver.forget_after(self._state.step)
         self.rows = self._run.rows()
         self._settle_best()
-        self._motion = Motion.of(self._state.networks)
+        self._motion, self._scored = Motion.of(self._state.networks), (self._state.step, self._state.skipped)
         self._marked_step, self._mark = self._state.step, time.perf_counter()
         return went
 

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.schema import SampleRow
 from train.best import BEST_FILE, Best
-from train.checkpoint import CHECKPOINTS
+from train.checkpoint import CHECKPOINTS, recover
 from train.config import Recipe
 from train.errors import RunFolderError
 from train.recipe import differences, load_recipe, recipe_text
@@ -105,22 +105,38 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
                 f"{out} is a run of another recipe ({'; '.join(changed)}): resume it with its own recipe, or choose "
                 "another --out."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not _is_begun(path) for path in out.iterdir())):
         raise RunFolderError(f"{out} exists and is not a run folder: choose another --out.")
     try:
-        run.media.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(existing, recipe_text(recipe))  # first: it is what tells that the folder is a run's
+        run.media.mkdir(exist_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
-        write_text(existing, recipe_text(recipe))
+        recover(run.checkpoints)
     except OSError as error:
         raise RunFolderError(f"{out} cannot be written ({error}): choose another --out.") from error
     return run
 
 
+def _is_begun(path: Path) -> bool:
+    """Whether it is what a kill left of the first file of a run."""
+    return path.name.startswith(f".{RECIPE_FILE}.")
+
+
 def samples_sha256(samples: Sequence[SampleRow]) -> str:
-    """What was trained on: a hash over keys and contents, in key order."""
+    """Which samples: a hash over keys and contents, in key order."""
+    return _sha256(f"{row.key} {row.sha256}\n" for row in sorted(samples, key=lambda row: row.key))
+
+
+def placed_sha256(samples: Sequence[SampleRow]) -> str:
+    """Which samples, and in which shards: the order of an epoch follows from both (docs/adr/0013)."""
+    return _sha256(f"{row.key} {row.sha256} {row.shard}\n" for row in sorted(samples, key=lambda row: row.key))
+
+
+def _sha256(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for row in sorted(samples, key=lambda row: row.key):
-        digest.update(f"{row.key} {row.sha256}\n".encode())
+    for line in lines:
+        digest.update(line.encode())
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from train.checkpoint import (
     STATE_FILE,
     body_sha256,
     folder_name,
+    fresh_folder,
     optimized,
     publish_folder,
     read_checkpoint,
@@ -103,13 +104,29 @@ def publish_snapshot(folder: Path, snapshot: Snapshot, *, keep: int | None = Non
     try:
         _write_files(temporary, snapshot)
         read_checkpoint(temporary)
-        final = publish_folder(temporary, folder / folder_name(snapshot.step))
+        final = folder / folder_name(snapshot.step)
+        if not _is_there(temporary, final):  # a stop right after a save: what is whole keeps its name throughout
+            publish_folder(temporary, final)
         _prune(folder, keep, snapshot.step, snapshot.spare)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"step {snapshot.step} could not be saved ({error}): make room, and resume from the checkpoint before it."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well
     return final
+
+
+def _is_there(written: Path, final: Path) -> bool:
+    """Whether a whole checkpoint of the same bytes has the name."""
+    one, other = written / STATE_FILE, final / STATE_FILE
+    if not other.exists() or one.read_bytes() != other.read_bytes():
+        return False
+    try:
+        read_checkpoint(final)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _tensors(name: str, state: TrainState) -> Mapping[str, Tensor]:
@@ -138,7 +155,7 @@ def _copy(tensor: Tensor, place: Tensor | None) -> Tensor:
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
-    folder.mkdir(parents=True)
+    fresh_folder(folder)
     written = {name: _write_tensors(folder / name, snapshot.files[name]) for name in FILES}
     body = {
         "format": FORMAT,

@@ -54,7 +54,7 @@ def check_varies(loss: float, step: int, *, previous: float | None) -> None:
     Args:
         loss: of this validation.
         step: updates made so far.
-        previous: loss of the validation before, with at least one update in between.
+        previous: loss of the validation before; None if there is none, or the weights are what they were then.
 
     Raises:
         ValidationError: if the loss is not finite, exactly 0, or exactly what it was.

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, and never a silent start from scratch (PREDECESSOR 15)."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import train.snapshot
 from shards.reader import open_dataset
 from shards.schema import Sample
-from train.checkpoint import load_encoder, load_state, newest_checkpoint, read_checkpoint
+from train.checkpoint import load_encoder, load_state, newest_checkpoint, read_checkpoint, recover
 from train.config import Recipe
 from train.device import Device
 from train.errors import CheckpointError
@@ -142,6 +144,76 @@ def test_only_the_newest_are_kept_and_leftovers_of_killed_saves_go(
     state.step = 4
     save_checkpoint(folder, state, recipe, dataset_sha256="d", keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_stops_no_save(
+    saved: tuple[Path, TrainState], recipe: Recipe
+) -> None:
+    """In a container every process is number 1."""
+    folder, state = saved
+    for name in (f".tmp-step-00000004-{os.getpid()}", ".tmp-old-step-00000003"):
+        (folder / name).mkdir()
+        (folder / name / "encoder.safetensors").write_bytes(b"half")
+    for step in (4, 3):
+        state.step = step
+        assert read_checkpoint(save_checkpoint(folder, state, recipe, dataset_sha256="other")).step == step
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (1, 2, 3, 4)]
+
+
+def test_a_save_that_failed_takes_no_room(
+    saved: tuple[Path, TrainState], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, state = saved
+    monkeypatch.setattr(train.snapshot, "publish_folder", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    state.step = 4
+    with pytest.raises(CheckpointError, match="make room"):
+        save_checkpoint(folder, state, recipe, dataset_sha256="d")
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_a_checkpoint_that_is_there_keeps_its_name_when_it_is_saved_again(
+    saved: tuple[Path, TrainState], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is damaged."""
+    folder, state = saved
+    published: list[Path] = []
+    real = train.snapshot.publish_folder
+    monkeypatch.setattr(train.snapshot, "publish_folder", lambda *paths: published.append(real(*paths)))
+    assert save_checkpoint(folder, state, recipe, dataset_sha256="d") == folder / "step-00000003"
+    assert (published, list(folder.glob(".tmp-*"))) == ([], [])
+    damage(folder / "step-00000003/target.safetensors", "flipped")
+    save_checkpoint(folder, state, recipe, dataset_sha256="d")
+    assert published == [folder / "step-00000003"]
+    assert read_checkpoint(folder / "step-00000003").step == 3
+
+
+def test_a_kill_between_two_names_loses_no_checkpoint(
+    saved: tuple[Path, TrainState], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, state = saved
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, state, recipe, dataset_sha256="other")
+    newest = newest_checkpoint(folder).checkpoint
+    assert newest is not None
+    assert newest.step == 2
+    recover(folder)
+    newest = newest_checkpoint(folder).checkpoint
+    assert newest is not None
+    assert (newest.step, newest.dataset_sha256) == (3, "d")
+
+
+def killed_at(call: int) -> Callable[[Path, Path], Path]:
+    """`Path.replace`, until the process is killed in place of that call."""
+    real, calls = Path.replace, iter(range(1, 10))
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    return replace
 
 
 def test_nothing_on_the_load_path_unpickles(saved: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch) -> None:

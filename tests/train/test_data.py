@@ -109,6 +109,24 @@ def test_intensity_depends_on_seed_epoch_and_key_alone(cpu: Device) -> None:
     assert together[0] != together[1]
 
 
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_intensity_leaves_padding_exactly_as_it_is(
+    make_sample: Callable[..., Sample], make_recipe: Callable[..., Recipe], cpu: Device, pool: int, noise: float
+) -> None:
+    """A brightness that padding has, too, could be read from it."""
+    box = ((0, 7), (5, 32), (0, 32))
+    augment = {"gain": 0.1, "offset": 0.5, "noise": noise}
+    recipe = make_recipe(data={"pool": pool}, augment=augment, objective={"num_visible": 4, "num_targets": 4})
+    batch = training_batch([(0, make_sample(0, (8, 32, 32), content_box=box))], recipe, cpu)
+    inside = torch.zeros(8, 32, 32, dtype=torch.bool)
+    inside[tuple(slice(*bounds) for bounds in box)] = True
+    inside = torch.nn.functional.max_pool3d(inside[None].float(), pool)[0] > 0
+    changed = batch.context_BDHW[0] != batch.target_BDHW[0]
+    assert not changed[~inside].any()
+    assert changed[inside].float().mean() > 0.99
+
+
 def test_a_shift_that_leaves_too_little_content_is_not_made(
     tiny_samples: list[Sample], make_recipe: Callable[..., Recipe], cpu: Device
 ) -> None:

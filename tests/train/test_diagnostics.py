@@ -127,6 +127,28 @@ def test_validation_loss_varies_and_constant_is_an_error(
     assert recorder.rows[-1]["loss"] != first
 
 
+@pytest.mark.parametrize("how", ["a rate of 0", "all left out"])
+def test_a_validation_after_no_update_may_be_what_it_was(plan: Plan, cpu: Device, tmp_path: Path, how: str) -> None:
+    """The last update of a rate that ends at 0 moves nothing."""
+    optim = plan.recipe.optim.model_copy(update={"final_lr_fraction": 0.0})
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"optim": optim}))
+    state = start_state(plan.recipe, cpu)
+    recorder = Recorder(plan, open_run(tmp_path / "run", plan.recipe), state, cpu)
+    state.step = plan.recipe.train.max_steps - 2
+    recorder.validate()
+    state.step += 2
+    state.skipped += 1 if how == "a rate of 0" else 2
+    if how == "a rate of 0":
+        with pytest.raises(ValidationError, match="exactly what it was"):
+            recorder.validate()
+        recorder = Recorder(plan, open_run(tmp_path / "again", plan.recipe), state, cpu)
+        state.step -= 1
+        recorder.validate()
+        state.step += 1
+    recorder.validate()
+    assert [row["split"] for row in recorder.rows] == ["val", "val"]
+
+
 def test_validation_covers_every_held_out_volume_with_fixed_masks(plan: Plan, cpu: Device) -> None:
     state: TrainState = start_state(plan.recipe, cpu)
     (first, pooled_VC), (again, _) = (validate(state.networks, plan.val, plan.recipe, cpu) for _ in range(2))

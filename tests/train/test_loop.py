@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -208,6 +209,33 @@ def test_another_dataset_is_refused(
     other = make_dataset(tmp_path / "other", tiny_samples[2:])
     with pytest.raises(RunFolderError, match="trained on other samples"):
         pretrain(make_recipe(), open_dataset(other), tmp_path / "run")
+
+
+def test_the_same_samples_in_other_shards_are_refused(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    """They would come in another order: some of an epoch twice, others never."""
+    dataset = open_dataset(tiny_dataset)
+    pretrain(make_recipe(), dataset, tmp_path / "run")
+    for path in Path(shutil.copytree(tiny_dataset, tmp_path / "other")).glob("shards/*.tar"):
+        path.rename(path.with_name(f"other-{path.name}"))
+    moved = tuple(replace(row, shard=f"other-{row.shard}") for row in dataset.samples)
+    with pytest.raises(RunFolderError, match="in other shards"):
+        pretrain(make_recipe(), replace(dataset, url=str(tmp_path / "other"), samples=moved), tmp_path / "run")
+
+
+def test_a_run_that_was_killed_before_its_first_file_begins(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
+    assert [path.name.rpartition(".")[0] for path in (tmp_path / "run").iterdir()] == [".recipe.yaml"]
+    assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
 
 
 def test_a_folder_with_other_files_is_not_touched(
