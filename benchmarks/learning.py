@@ -270,15 +270,8 @@ def score_table(held: Sequence[Held]) -> str:
         shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
         rows.append((one.name, len(one.right), *shown, f"{one.rank:.1f}", f"{one.known:.2f}"))
     more = "more than a random encoder"
-    head = [
-        "features",
-        "seeds",
-        "balanced accuracy of 96 held out",
-        more,
-        "R2 of the label as a number",
-        more,
-        "RankMe",
-    ]
+    head = ["features", "seeds", "balanced accuracy of 96 held out", more, "R2 of the label as a number", more]
+    head += ["RankMe", "known"]
     return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "", "", "")])
 
 

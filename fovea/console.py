@@ -1,9 +1,11 @@
 """What the commands print: tables on a terminal, plain lines otherwise, JSON when asked for."""
 
 import json
+import os
+import select
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +13,9 @@ from rich.text import Text
 
 ERASE_LINE: Final = "\r\x1b[K"
 """What may stand before a line that takes the place of one being redrawn: no other control sequence is written."""
+
+
+T = TypeVar("T")
 
 
 def is_terminal() -> bool:
@@ -43,6 +48,34 @@ def say(line: str) -> None:
     erase = ERASE_LINE if line.startswith(ERASE_LINE) else ""
     sys.stdout.write(erase + inert(line.removeprefix(ERASE_LINE)) + "\n")
     sys.stdout.flush()
+
+
+def lasting(speak: Callable[[T], None]) -> Callable[[T], None]:
+    """The same, but when who listened has gone, as at the end of a pipe, the rest is said to nobody: work goes on."""
+
+    def said(what: T) -> None:
+        try:
+            speak(what)
+        except BrokenPipeError:
+            for stream in (sys.stdout, sys.stderr):
+                if _has_nobody(stream):
+                    _to_nowhere(stream)
+
+    return said
+
+
+def _has_nobody(stream: TextIO) -> bool:
+    """Whether it is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let it write to nowhere, also what it still holds."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def note(line: str) -> None:

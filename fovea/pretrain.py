@@ -50,7 +50,7 @@ def command(
 
     chosen = load_recipe(recipe, [*(set_ or []), *(values or [])])
 
-    from fovea.console import print_json, say
+    from fovea.console import lasting, print_json, say
     from shards.reader import open_dataset
     from train.loop import pretrain
     from train.ranks import Ranks
@@ -58,9 +58,9 @@ def command(
     from train.tracking import trial
 
     out /= trial() or ""
-    speak, dataset, is_first = _whisper if json else say, open_dataset(data), Ranks.from_environment().is_first
+    speak, dataset, is_first = lasting(_whisper if json else say), open_dataset(data), Ranks.from_environment().is_first
     known = _join(labels, dataset, chosen, allow_unmatched, show=is_first and not json) if labels is not None else None
-    listener = Listener(row=Rows(chosen.train.max_steps, speak), say=speak)
+    listener = Listener(row=lasting(Rows(chosen.train.max_steps, speak)), say=speak)
     summary = pretrain(chosen, dataset, out, listener, labels=known)
     if not is_first:
         return
@@ -77,6 +77,8 @@ def _join(labels: str, dataset: "Dataset", recipe: "Recipe", allow_unmatched: bo
 
     wanted = recipe.data
     volumes = dataset.select(devices=wanted.devices, protocols=wanted.protocols, regions=wanted.regions).samples
+    if not volumes:
+        return {}  # `pretrain` says so: the labels are not to blame
     join = join_labels(volumes, load_labels(labels))
     if show:
         print_join(join.audit)

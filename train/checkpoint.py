@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ FORMAT: Final = 1
 FILES: Final = ("encoder.safetensors", "target.safetensors", "state.safetensors")
 STATE_FILE: Final = "state.json"
 CHECKPOINTS: Final = "checkpoints"
+NAME: Final = re.compile(r"step-\d{8}")
 OLD: Final = ".tmp-old-"
 Which = Literal["target", "context"]
 Choice = Literal["newest", "best"]
@@ -51,6 +53,11 @@ class Newest:
 
     checkpoint: Checkpoint | None
     passed_over: tuple[str, ...]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those of a run, whole or not, by step; what else lies there, such as a person's copy, is not ours."""
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
 
 
 def folder_name(step: int) -> str:
@@ -82,7 +89,7 @@ def recover(folder: Path) -> None:
     """Give back its name to a checkpoint that a kill within `publish_folder` left without one."""
     for old in folder.glob(f"{OLD}*"):
         final = folder / old.name.removeprefix(OLD)
-        if not final.exists():
+        if NAME.fullmatch(final.name) and not final.exists():
             old.replace(final)
 
 
@@ -124,7 +131,7 @@ def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
         CheckpointError: if there are checkpoints and none is whole; nothing is trained from scratch instead.
     """
     passed_over: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoint_folders(folder)):
         if before is not None and path.name >= folder_name(before):
             continue
         try:
@@ -300,11 +307,11 @@ def _sync_folder(folder: Path) -> None:
 
 def forget_checkpoints(folder: Path, after: int) -> None:
     """Remove those of later steps, which a run that went back has left; the newest first."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoint_folders(folder)):
         if path.name > folder_name(after):
             shutil.rmtree(path)
 
 
 def saved_steps(folder: Path) -> set[int]:
     """Steps of the checkpoints that are there, whole or not."""
-    return {int(path.name.removeprefix("step-")) for path in folder.glob("step-*")}
+    return {int(path.name.removeprefix("step-")) for path in checkpoint_folders(folder)}

@@ -5,9 +5,9 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, Spacing, token_grid
+from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, token_grid
 
 ObjectiveName = Literal["vjepa", "methods"]
 Preset = Literal["tiny", "small", "base", "large"]
@@ -16,14 +16,23 @@ Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[Fraction, Fraction]
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first number is above the second")
+    return bounds
+
+
+Range = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
 
 
 class Section(BaseModel):
     """Base of a recipe's sections: an unknown key is an error, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -51,7 +60,7 @@ class ModelConfig(Section):
     # Stochastic depth (Huang et al. 2016): the chance that a volume skips a part of the last block of the context
     # encoder; it rises linearly from 0 at the first. What is left is scaled up.
     positions: Literal["rope", "table"] | None = None  # None: rope for vjepa, table for methods
-    rope_reference_mm: Spacing | None = None
+    rope_reference_mm: tuple[Positive, Positive, Positive] | None = None
     # Voxel spacing that counts as one grid step for RoPE. None: positions are grid indices. The trainer sets
     # it to the dataset's median spacing when spacing differs between volumes, so that equal distances in mm
     # turn the features by equal angles.
@@ -64,7 +73,7 @@ class MaskConfig(Section):
     tube_area: Range = (0.1, 0.3)  # share of the H x W plane that one tube covers
     block_area: Range = (0.15, 0.5)  # the same for a block that is limited in D
     block_extent: Range = (0.25, 0.6)  # share of D that such a block spans
-    aspect: tuple[Positive, Positive] = (0.5, 2.0)  # H over W of a block, in tokens
+    aspect: Annotated[tuple[Positive, Positive], AfterValidator(_rising)] = (0.5, 2.0)  # H over W of a block, in tokens
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6  # `methods`: share of content tokens masked at random
 
 
@@ -83,7 +92,7 @@ class OptimConfig(Section):
     # The global batch that `lr` and `ema_start` are for. With another, the rate goes with the square root of the ratio
     # (Adam: Malladi et al. 2022), and the momentum to its power (Busbridge et al. 2023). None: they are as they stand.
     lr: Positive = 1e-4  # methods text
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # methods text
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # methods text
     weight_decay: NonNegative = 0.05  # methods text; on matrices only
     warmup_fraction: Fraction = 0.03  # methods text; of all steps
     final_lr_fraction: Fraction = 0.1  # methods text; the cosine ends at a tenth of the peak

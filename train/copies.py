@@ -1,7 +1,6 @@
 """Copies of checkpoints in a bucket or another folder: whole when their `state.json` is there, and found on resume."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ from shards.storage import READ_BYTES, Place, exists, locate, names_below, read_
 from train.best import BEST_FILE, Best, parse_best, read_best
 from train.checkpoint import (
     FILES,
+    NAME,
     STATE_FILE,
+    checkpoint_folders,
     folder_name,
     fresh_folder,
     parse_body,
@@ -26,13 +27,11 @@ from train.checkpoint import (
 from train.config import Recipe
 from train.errors import CheckpointError, RunFolderError
 from train.recipe import differences
-from train.run_folder import WANDB_FILE, RunFolder, write_text
+from train.run_folder import WANDB_FILE, WANDB_RUN, RunFolder, write_text
 
 ROWS_FILE: Final = "metrics.jsonl"
 """The rows up to the checkpoint, in the copy: a run's curve is to outlive its machine."""
 
-FOLDER: Final = re.compile(r"step-\d{8}")
-WANDB_RUN: Final = re.compile(rb'\{"id": "[\w-]{1,128}"\}\n')
 
 Sizes = Mapping[str, int]
 
@@ -58,7 +57,7 @@ class Copies:
         found: dict[str, dict[str, int]] = {}
         for path, size in names_below(self.place).items():
             folder, _, name = path.partition("/")
-            if FOLDER.fullmatch(folder) and name:
+            if NAME.fullmatch(folder) and name:
                 found.setdefault(folder, {})[name] = size
         return found
 
@@ -241,6 +240,8 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
     copies = Copies.of(recipe)
     if copies is None:
         return []
+    if copies.place.is_local and Path(copies.place.path).is_file():
+        raise RunFolderError(f"checkpoint.copies={copies.place.url} is no folder: choose another.")
     with _readable(copies.place):
         found = copies.found()
         whole = {name: files for name, files in found.items() if STATE_FILE in files}
@@ -253,7 +254,7 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
 
 def _bring_first_whole(copies: Copies, whole: Mapping[str, Sizes], run: RunFolder) -> list[str]:
     """The newest first, and of equal steps that of the run folder."""
-    local = {path.name for path in run.checkpoints.glob("step-*")}
+    local = {path.name for path in checkpoint_folders(run.checkpoints)}
     said: list[str] = []
     damaged = None
     for name in sorted(local | whole.keys(), reverse=True):

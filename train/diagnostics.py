@@ -109,10 +109,13 @@ def rankme(pooled_VC: Tensor) -> Tensor:
     """Effective rank across volumes (RankMe, Garrido et al. 2023): exp of the entropy of singular values.
 
     Of centred vectors, so that it measures in how many directions volumes differ; at most V - 1, and 1 if all
-    volumes are the same. One value per volume is needed: tokens of one volume say nothing about others.
+    volumes are the same. One value per volume is needed: tokens of one volume say nothing about others. NaN of what is
+    not finite.
     """
     if len(pooled_VC) < 2:
         return torch.ones(())
+    if not pooled_VC.isfinite().all():
+        return torch.full((), torch.nan)
     centred_VC = pooled_VC.float() - pooled_VC.float().mean(0)
     singular = torch.linalg.svdvals(centred_VC)
     singular = singular * (singular > NOISE_FLOOR * pooled_VC.float().norm())

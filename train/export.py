@@ -103,12 +103,18 @@ def export(
 def _publish(out: Path, files: dict[str, bytes]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists already: choose another --out, or remove it.")
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
+    out = out.absolute()
+    temporary = (out if out.exists() else out.parent) / f".{out.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
             (temporary / name).write_bytes(data)
-        temporary.replace(out)
+        if out.exists():  # and is empty: it may be where we are, or mounted, and so cannot be replaced
+            for name in files:
+                (temporary / name).replace(out / name)
+            temporary.rmdir()
+        else:
+            temporary.replace(out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ExportError(f"{out} cannot be written ({error}): choose another --out.") from error

@@ -1,7 +1,7 @@
 """The training loop, from an opened dataset to a finished run folder."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from train.plan import Plan, plan_run, resume
 from train.probe import Labels
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
-from train.run_folder import RunFolder, open_run
+from train.run_folder import RunFolder, claimed, open_run
 from train.sharding import check_sharding, is_sharded
 from train.signals import Stop, StopRequestedError, stop_requested
 from train.step import TrainState, start_state
@@ -51,22 +51,25 @@ def pretrain(
     device = open_device(recipe.train.device, recipe.train.precision)
     ranks = device.ranks
     listener = (listener if ranks.is_first else None) or Listener()
-    say = listener.say
     plan = plan_run(recipe, dataset, labels)
     check_ranks(plan.recipe, ranks)
     check_parts(plan.recipe, device)
     check_sharding(plan.recipe, device)
-    if ranks.is_first:
-        open_run(out, plan.recipe)
-    ranks.wait()
-    run = RunFolder(path=out)
+    with claimed(open_run(out, plan.recipe), plan.recipe) if ranks.is_first else nullcontext():
+        ranks.wait()
+        return _pretrain(plan, RunFolder(path=out), device, listener)
+
+
+def _pretrain(plan: Plan, run: RunFolder, device: Device, listener: Listener) -> dict[str, Any]:
+    """The run in a folder that is this process's own."""
+    ranks, say = device.ranks, listener.say
     state = start_state(plan.recipe, device)
     for sentence in (*resume(run, state, plan, device), *describe(plan, state, device)):
         say(sentence)
     check_together(state, ranks)
     finished = run.read_summary()
     if finished and finished["status"] == "finished" and state.step == plan.recipe.train.max_steps:
-        say(f"{out} is finished: nothing to do.")
+        say(f"{run.path} is finished: nothing to do.")
         ranks.leave()
         return finished
     recorder = Recorder(plan, run, state, device, listener)

@@ -23,6 +23,7 @@ from train.data import prepare
 from train.device import Device
 from train.discriminant import Discriminant, balanced_accuracy
 from train.errors import RecipeError
+from train.groups import by_groups
 from train.objective import Networks, pooled_target
 from train.seeding import fold
 from train.signals import Stop
@@ -160,23 +161,27 @@ def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device,
 
     Raises:
         StopRequestedError: on all ranks, if one is asked to stop.
+        TrainError: if one volume does not fit into memory.
     """
     stop = stop or Stop()
-    ranks, total, size = device.ranks, len(dataset.samples), recipe.train.micro_batch
-    share, vectors = ranks.share(total), [torch.zeros(0, networks.target.dim, device=device.torch_device)]
+    ranks, total = device.ranks, len(dataset.samples)
+    share, none = ranks.share(total), torch.zeros(0, networks.target.dim, device=device.torch_device)
     networks.eval()
+
+    def pooled(rows: Sequence[SampleRow]) -> Tensor:
+        with stop.ending_waits():
+            samples = [read_sample(dataset, row) for row in rows]
+        prepared = prepare(samples, recipe, device.torch_device)
+        inputs = (device.spread(x) for x in (prepared.x_BDHW, prepared.content_BN, prepared.spacing_B3))
+        with device.autocast():
+            found = pooled_target(networks, *inputs)
+        device.send_off()
+        return found
+
     with stop.agreed(ranks):
-        for start in share[::size]:
-            with stop.ending_waits():
-                rows = dataset.samples[start : min(start + size, share.stop)]
-                samples = [read_sample(dataset, row) for row in rows]
-            prepared = prepare(samples, recipe, device.torch_device)
-            inputs = (device.spread(x) for x in (prepared.x_BDHW, prepared.content_BN, prepared.spacing_B3))
-            with device.autocast():
-                vectors.append(pooled_target(networks, *inputs))
-            device.send_off()
+        vectors = by_groups(dataset.samples[share.start : share.stop], recipe.train.micro_batch, device, pooled)
     networks.train()
-    return ranks.gather(torch.cat(vectors), total).cpu().double()
+    return ranks.gather(torch.cat([none, *vectors]), total).cpu().double()
 
 
 def _task(

@@ -40,7 +40,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(name_or_path)
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a day that there is not
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds {type(values).__name__}, not the keys of a recipe.")
@@ -126,13 +126,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     place = values
     for parent in parents:
-        inside = place.setdefault(parent, {})
-        if not isinstance(inside, dict):
-            raise RecipeError(_unknown(key))
-        place = inside
+        if place.get(parent) is None:
+            place[parent] = {}
+        if not isinstance(place[parent], dict):
+            known = key in set(_keys(Recipe))
+            raise RecipeError(f"recipe key `{parent}` is {place[parent]!r}, not a section." if known else _unknown(key))
+        place = place[parent]
     try:
         place[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value.") from error
 
 
@@ -142,6 +144,8 @@ def _sentence(error: pydantic.ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown(key)
+    if first["type"] == "value_error":  # of our own validators, which say all that there is to say
+        return f"{f'recipe key `{key}`' if key else 'the recipe'}: {first['ctx']['error']}."
     return f"recipe key `{key or 'recipe'}`: {first['msg']}, but it is {first['input']!r}."[:500]
 
 

@@ -184,7 +184,11 @@ class Recorder:
         Raises:
             StopRequestedError: on all ranks, if one is asked to stop; nothing is drawn.
         """
-        stop = stop or Stop()
+        began = time.perf_counter()
+        self._draw(stop or Stop())
+        self._mark += time.perf_counter() - began
+
+    def _draw(self, stop: Stop) -> None:
         dataset = self._plan.val if self._plan.val.samples else self._plan.train
         with stop.agreed(self._device.ranks), stop.ending_waits():
             sample = read_sample(dataset, dataset.samples[0]) if self._device.ranks.is_first else None

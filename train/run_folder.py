@@ -1,23 +1,33 @@
 """A run folder: created once, resumed by the same command, never mixed up with another run."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.schema import SampleRow
 from train.best import BEST_FILE, Best
-from train.checkpoint import CHECKPOINTS, recover
+from train.checkpoint import CHECKPOINTS, checkpoint_folders, recover
 from train.config import Recipe
-from train.errors import RunFolderError
+from train.errors import RecipeError, RunFolderError
 from train.recipe import differences, load_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
 WANDB_FILE = "wandb.json"
 """Which W&B run the rows go to."""
+WANDB_RUN = re.compile(rb'\{"id": "[\w-]{1,128}"\}\n')
+LOCK_FILE = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+NAMED = 80
+logger = logging.getLogger("fovea.train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +66,17 @@ class RunFolder:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a last line that a kill cut short is left out."""
-        return list(_whole_rows(self.metrics.read_text())) if self.metrics.exists() else []
+        """The rows of `metrics.jsonl`; a last line that a kill cut short is left out.
+
+        Raises:
+            RunFolderError: if a line is no row.
+        """
+        try:
+            return list(_whole_rows(self.metrics.read_text())) if self.metrics.exists() else []
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.metrics} is damaged ({error}): remove the line, or the file, and the run goes on without it."
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of steps that a resumed run will do again, so that each step has one."""
@@ -87,7 +106,12 @@ class RunFolder:
             write_text(self.best, best.to_line())
 
     def read_summary(self) -> dict[str, Any] | None:
-        return json.loads(self.summary.read_text()) if self.summary.exists() else None
+        """What the last process wrote; None if there is nothing that can be read: a run does without."""
+        try:
+            found = json.loads(self.summary.read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "status" in found else None
 
 
 def open_run(out: Path, recipe: Recipe) -> RunFolder:
@@ -97,10 +121,10 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
         RunFolderError: if the folder holds another recipe's run (says which keys differ), or other files.
     """
     run = RunFolder(path=out)
-    existing = out / RECIPE_FILE
+    existing, changed = out / RECIPE_FILE, []
     if existing.exists():
-        changed = differences(load_recipe(str(existing)), recipe)
-        if changed:
+        changed = differences(_recipe_of(existing), recipe)
+        if changed and (checkpoint_folders(run.checkpoints) or run.rows()):
             raise RunFolderError(
                 f"{out} is a run of another recipe ({'; '.join(changed)}): resume it with its own recipe, or choose "
                 "another --out."
@@ -109,13 +133,47 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
         raise RunFolderError(f"{out} exists and is not a run folder: choose another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(existing, recipe_text(recipe))  # first: it is what tells that the folder is a run's
+        if not changed:
+            write_text(existing, recipe_text(recipe))  # first: it is what tells that the folder is a run's
         run.media.mkdir(exist_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
-        recover(run.checkpoints)
     except OSError as error:
         raise RunFolderError(f"{out} cannot be written ({error}): choose another --out.") from error
     return run
+
+
+@contextmanager
+def claimed(run: RunFolder, recipe: Recipe) -> Iterator[None]:
+    """Hold a run folder: two processes that train into one would spoil it. A process that dies lets go of it.
+
+    Where nothing was trained by another recipe, it is this one's.
+
+    Raises:
+        RunFolderError: if another process holds it.
+    """
+    with (run.path / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: readers that are forked would hold it, too
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                logger.warning("%s lies where nothing can be locked: let no second process train into it.", run.path)
+            else:
+                raise RunFolderError(
+                    f"another process is training into {run.path}: wait for its end, or choose another --out."
+                ) from error
+        write_text(run.path / RECIPE_FILE, recipe_text(recipe))
+        recover(run.checkpoints)
+        yield
+
+
+def _recipe_of(path: Path) -> Recipe:
+    """The recipe that a run folder was made with."""
+    try:
+        return load_recipe(str(path))
+    except (RecipeError, OSError) as error:
+        raise RunFolderError(
+            f"{path} is not a recipe of this version ({str(error).rstrip('.')}): choose another --out."
+        ) from error
 
 
 def _is_begun(path: Path) -> bool:
@@ -149,5 +207,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _whole_rows(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+        if line.endswith("\n") and not line.isspace():
+            row = json.loads(line)
+            if not (isinstance(row, dict) and {"split", "step"} <= row.keys()):
+                raise ValueError(f"{line[:NAMED].strip()!r} is no row")
+            yield row

@@ -19,6 +19,7 @@ from train.checkpoint import (
     FORMAT,
     STATE_FILE,
     body_sha256,
+    checkpoint_folders,
     folder_name,
     fresh_folder,
     optimized,
@@ -209,6 +210,6 @@ def _prune(folder: Path, keep: int | None, step: int, spare: int | None) -> None
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path)
     if keep is not None:
-        for path in sorted(path for path in folder.glob("step-*") if path.name <= folder_name(step))[:-keep]:
+        for path in [path for path in checkpoint_folders(folder) if path.name <= folder_name(step)][:-keep]:
             if spare is None or path.name != folder_name(spare):
                 shutil.rmtree(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Recipe
-from train.run_folder import RunFolder, write_text
+from train.errors import TrainError
+from train.run_folder import WANDB_RUN, RunFolder, write_text
 
 
 class Tracker:
@@ -65,16 +66,22 @@ def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:
         x_disable_stats=True,
         x_save_requirements=False,
     )
-    return wandb.init(
-        project="fovea",
-        id=_identity(run.wandb),
-        name=recipe.name,
-        config={**recipe.record(), "dataset": dict(dataset)},
-        dir=str(run.path),
-        mode=_mode(),
-        resume="allow",
-        settings=settings,
-    )
+    try:
+        return wandb.init(
+            project="fovea",
+            id=_identity(run.wandb),
+            name=recipe.name,
+            config={**recipe.record(), "dataset": dict(dataset)},
+            dir=str(run.path),
+            mode=_mode(),
+            resume="allow",
+            settings=settings,
+        )
+    except (wandb.Error, ValueError) as error:  # ValueError: what pydantic says of its settings
+        why = " ".join(str(error).split())[:200]
+        raise TrainError(
+            f"W&B does not begin ({why}): correct its WANDB_ variables, or set log.wandb=false."
+        ) from error
 
 
 def trial() -> str | None:
@@ -89,8 +96,8 @@ def _mode() -> Any:
 
 
 def _identity(path: Path) -> str:
-    """The same W&B run after a resume, also on another machine: `train.copies` brings the file."""
-    if not path.exists():
+    """The same W&B run after a resume, also on another machine (`train.copies`); another if the file is damaged."""
+    if not path.exists() or not WANDB_RUN.fullmatch(path.read_bytes()):
         write_text(path, json.dumps({"id": trial() or secrets.token_hex(8)}) + "\n")
     identity: str = json.loads(path.read_text())["id"]
     return identity

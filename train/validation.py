@@ -1,7 +1,7 @@
 """Scoring on held-out volumes, with masks that never change, and proof that the score measures something."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 
@@ -9,9 +9,10 @@ from shards.reader import Dataset, read_sample
 from shards.schema import SampleRow
 from train.config import Recipe
 from train.device import Device
-from train.diagnostics import measure, rankme, summarise
+from train.diagnostics import Measures, measure, rankme, summarise
 from train.errors import ValidationError
 from train.feed import validation_batch
+from train.groups import by_groups
 from train.objective import Networks, evaluate
 from train.signals import Stop
 
@@ -26,19 +27,25 @@ def validate(
 
     Raises:
         StopRequestedError: on all ranks, if one is asked to stop.
+        TrainError: if one volume does not fit into memory.
     """
     stop = stop or Stop()
     networks.eval()
-    measures, ranks, total = [], device.ranks, len(dataset.samples)
+    ranks, total = device.ranks, len(dataset.samples)
+    share = ranks.share(total)
+
+    def score(rows: Sequence[SampleRow]) -> Measures:
+        with stop.ending_waits():
+            samples = [read_sample(dataset, row) for row in rows]
+        batch = validation_batch(samples, recipe, device)
+        with device.autocast():
+            outcome = evaluate(networks, batch)
+        found = measure(outcome, batch)
+        device.send_off()
+        return found
+
     with torch.no_grad(), stop.agreed(ranks):
-        for rows in _groups(dataset, ranks.share(total), recipe.train.micro_batch):
-            with stop.ending_waits():
-                samples = [read_sample(dataset, row) for row in rows]
-            batch = validation_batch(samples, recipe, device)
-            with device.autocast():
-                outcome = evaluate(networks, batch)
-            measures.append(measure(outcome, batch))
-            device.send_off()
+        measures = by_groups(dataset.samples[share.start : share.stop], recipe.train.micro_batch, device, score)
     networks.train()
     vectors = [one.pooled_BC for one in measures] or [torch.zeros(0, networks.target.dim, device=device.torch_device)]
     pooled_VC = ranks.gather(torch.cat(vectors), total)
@@ -66,8 +73,3 @@ def check_varies(loss: float, step: int, *, previous: float | None) -> None:
             f"the validation loss at step {step} is exactly what it was before ({loss}): the weights it scores do "
             "not change, or it does not look at them."
         )
-
-
-def _groups(dataset: Dataset, share: range, size: int) -> Iterator[tuple[SampleRow, ...]]:
-    for start in share[::size]:
-        yield dataset.samples[start : min(start + size, share.stop)]

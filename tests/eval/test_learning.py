@@ -41,6 +41,7 @@ def test_resampling_draws_the_same_people_for_every_set_of_features() -> None:
 def test_the_table_compares_with_the_random_encoder() -> None:
     text = learning.score_table([held("ours", LABELS >= 0), held(learning.RANDOM, LABELS == 0)])
     same = "1.000 (1.000 to 1.000)"
+    assert len({line.count("|") for line in text.strip().splitlines()}) == 1
     assert f"| ours | 1 | {same} | +0.500 (0.500 to 0.500) | {same} | +1.333 (1.333 to 1.333) | 7.0 | 0.50 |" in text
     assert "| random encoder | 1 | 0.500 (0.500 to 0.500) |  | -0.333 (-0.333 to -0.333) |  | 7.0 | 0.50 |" in text
 

@@ -67,6 +67,35 @@ def test_a_dataset_without_success_ends_with_code_1(
     assert not run.exists()
 
 
+def test_a_filter_that_leaves_nothing_is_not_blamed_on_the_labels(
+    tmp_path: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = sorted({row.participant_id for row in open_dataset(tiny_dataset).samples})
+    lines = [f"{person}\thealthy\ttrain" for person in people]
+    labels = tmp_path / "participants.tsv"
+    labels.write_text("\n".join(["person_id\tstudy_group\trecommended_split", *lines, ""]))
+    apart = ["--set", "data.devices=[zeiss_cirrus]", "--set", "data.protocols=[maestro2_3d_macula_oct]"]
+    words = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(tmp_path / "run"), "--labels", str(labels)]
+    assert run_command(monkeypatch, *words, *apart) == 1
+    assert "no training sample that passes the recipe's `data` filters" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_who_read_its_output_has_gone(tmp_path: Path, tiny_dataset: str) -> None:
+    words = [sys.executable, "-m", "fovea", "pretrain", "--recipe", "smoke", "--data", tiny_dataset]
+    words += [*SMALL, "--set", "log.wandb=false", "--set", "train.max_steps=4", "--set", "log.every_steps=1"]
+    with subprocess.Popen(
+        [*words, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read()
+    assert (run.returncode, said) == (0, b"")
+    assert open_checkpoint(tmp_path / "run").step == 4
+
+
 def test_labels_are_joined_probed_and_choose_the_best_checkpoint(
     tmp_path: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -368,6 +368,13 @@ def test_the_rows_of_a_new_machine_go_to_the_same_wandb_run(
     assert len(list(tmp_path.glob("new/wandb/offline-run-*"))) == 1
 
 
+def test_copies_that_can_never_be_made_are_refused_before_the_first_step(tiny_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("years")
+    with pytest.raises(RunFolderError, match=r"checkpoint.copies=.*file is no folder"):
+        pretrain(recipe_to(tmp_path / "file"), open_dataset(tiny_dataset), tmp_path / "run")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"id": "../x"}\n', '{"id": "a"}\n{"id": "b"}\n'])
 def test_a_damaged_name_of_the_wandb_run_is_said_and_stops_nothing(
     whole: Path, tiny_dataset: str, tmp_path: Path, text: str

@@ -84,3 +84,10 @@ def test_a_place_that_is_taken_is_refused(
     pretrain(make_recipe(train={"max_steps": 1}), open_dataset(tiny_dataset), tmp_path / "run")
     with pytest.raises(ExportError, match="exists already"):
         export(tmp_path / "run", tmp_path / "run", version="0.0")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(Path("../run"), Path(), version="0.0")
+    export(tmp_path / "run", tmp_path / "there", version="0.0")
+    names = sorted(path.name for path in (tmp_path / "there").iterdir())
+    assert len(names) == 4
+    assert sorted(path.name for path in Path().iterdir()) == names

@@ -1,5 +1,6 @@
 """Recipes: what may be written in them, and what a misspelling teaches."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +47,36 @@ def test_an_unknown_recipe_names_those_that_exist() -> None:
         ("model.dim=100", "multiple of model.head_dim"),
         ("data.devices=[iphone]", "data.devices"),
         ("data.devices=[", "not a YAML value"),
+        ("name=2023-02-30", "not a YAML value"),
+        ("optim.lr=.inf", "optim.lr"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas.1"),
+        ("masks.aspect=[2.0, 0.5]", "recipe key `masks.aspect`: the first number is above the second."),
+        ("masks.tube_area=[0.3, 0.1]", "recipe key `masks.tube_area`: the first number is above the second."),
+        ("model.rope_reference_mm=[0, 0, 0]", "model.rope_reference_mm.0"),
     ],
 )
 def test_a_value_that_does_not_fit_is_an_error_that_names_it(override: str, complaint: str) -> None:
     with pytest.raises(RecipeError, match=complaint.replace(".", r"\.")):
         load_recipe("smoke", [override])
+
+
+def test_a_section_that_is_empty_is_filled_and_one_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train:\n  # max_steps: 3\n")
+    assert load_recipe(str(path), ["train.max_steps=2"]).train.max_steps == 2
+    path.write_text("train: [1]\n")
+    with pytest.raises(RecipeError, match=re.escape("recipe key `train` is [1], not a section.")):
+        load_recipe(str(path), ["train.max_steps=2"])
+    path.write_bytes(b"name: \xff\xfe\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(str(path))
+
+
+def test_what_does_not_go_together_is_said_without_the_whole_recipe() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("smoke", ["data.pool=3"])
+    assert str(caught.value).startswith("the recipe: an axis of 64 voxels")
+    assert "{" not in str(caught.value)
 
 
 def test_overrides_change_what_they_name() -> None:

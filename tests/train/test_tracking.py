@@ -13,9 +13,10 @@ import pytest
 
 from shards.reader import open_dataset
 from train.config import Recipe
+from train.errors import TrainError
 from train.loop import pretrain
 from train.run_folder import open_run
-from train.tracking import Tracker
+from train.tracking import Tracker, _identity
 
 ROW = {"split": "val", "step": 3, "loss": 0.5, "alarms": []}
 
@@ -88,3 +89,19 @@ def _written(path: Path, word: bytes) -> bytes:
             return recorded
         time.sleep(0.1)
     raise AssertionError(f"{word!r} was not written within 30 s")
+
+
+def test_what_wandb_refuses_is_one_sentence(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    recipe = make_recipe(log={"wandb": True})
+    with pytest.raises(TrainError, match=r"^W&B does not begin \(.*log.wandb=false\.$"):
+        Tracker(open_run(tmp_path / "run", recipe), recipe)
+
+
+def test_a_damaged_identity_begins_another_wandb_run(tmp_path: Path) -> None:
+    path = tmp_path / "wandb.json"
+    path.write_text("")
+    first = _identity(path)
+    assert _identity(path) == first == json.loads(path.read_text())["id"]

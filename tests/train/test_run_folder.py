@@ -1,0 +1,142 @@
+"""A run folder between the hands of people, schedulers and full disks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.reader import open_dataset
+from train.config import Recipe
+from train.errors import RunFolderError, ValidationError
+from train.loop import pretrain
+from train.recipe import load_recipe
+from train.run_folder import RECIPE_FILE, claimed, open_run
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from train.recipe import load_recipe
+from train.run_folder import RunFolder, claimed
+with claimed(RunFolder(path=Path(sys.argv[1])), load_recipe("smoke")):
+    reader = os.fork()
+    if not reader:
+        time.sleep(600)
+    print(reader, flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_lets_go(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    recipe, dataset = make_recipe(), open_dataset(tiny_dataset)
+    run = open_run(tmp_path / "run", recipe)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.path / ".lock")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        try:
+            with pytest.raises(RunFolderError, match=r"another process is training into .*run: wait"):
+                pretrain(recipe, dataset, run.path)
+        finally:
+            other.kill()
+    assert not run.metrics.exists()
+    assert pretrain(recipe, dataset, run.path)["status"] == "finished"
+
+
+def test_readers_of_a_process_that_was_killed_do_not_hold_its_run(tmp_path: Path) -> None:
+    """A lock that is inherited would be theirs for as long as they live."""
+    recipe = load_recipe("smoke")
+    run = open_run(tmp_path / "run", recipe)
+    words = [sys.executable, "-c", FORK, str(run.path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert first.stdout is not None
+        reader = int(first.stdout.readline())
+        try:
+            first.wait()
+            with claimed(run, recipe):
+                os.kill(reader, 0)
+        finally:
+            os.kill(reader, signal.SIGKILL)
+
+
+def test_a_recipe_that_never_trained_makes_way_for_the_corrected_one(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    corrected = make_recipe(optim={"lr": 2e-4})
+    run = open_run(tmp_path / "run", make_recipe())
+    dataset = open_dataset(tiny_dataset)
+    assert pretrain(corrected, dataset, run.path)["status"] == "finished"
+    assert "lr: 0.0002" in (run.path / RECIPE_FILE).read_text()
+    with pytest.raises(RunFolderError, match="another recipe"):
+        pretrain(make_recipe(), dataset, run.path)
+    shutil.rmtree(run.checkpoints / "step-00000006")
+    with pytest.raises(RunFolderError, match="another recipe"):
+        pretrain(make_recipe(), dataset, run.path)
+
+
+def test_a_copy_that_a_person_made_is_left_alone(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    recipe, dataset = make_recipe(checkpoint={"every_steps": 2, "keep": 1}), open_dataset(tiny_dataset)
+    pretrain(recipe, dataset, tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    newest = max(checkpoints.iterdir())
+    backup = Path(shutil.copytree(newest, newest.with_name(f"{newest.name}-backup")))
+    (tmp_path / "run/summary.json").unlink()
+    assert pretrain(recipe, dataset, tmp_path / "run")["status"] == "finished"
+    assert sorted(checkpoints.iterdir()) == [newest, backup]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"step": 1}'])
+def test_a_summary_that_cannot_be_read_is_made_again(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, text: str
+) -> None:
+    dataset = open_dataset(tiny_dataset)
+    pretrain(make_recipe(), dataset, tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text(text)
+    assert pretrain(make_recipe(), dataset, tmp_path / "run")["status"] == "finished"
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+
+
+def test_a_blank_line_is_no_row_and_a_damaged_one_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", recipe)
+    run.append_row({"split": "train", "step": 1})
+    with run.metrics.open("a") as file:
+        file.write("\n")
+    run.append_row({"split": "train", "step": 2})
+    assert [row["step"] for row in run.rows()] == [1, 2]
+    for text in ("{half\n", "[1]\n", '{"step": 3}\n'):
+        run.metrics.write_text(text)
+        with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
+            run.rows()
+
+
+def test_a_recipe_of_another_version_is_named_with_its_path(recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", recipe)
+    with (run.path / RECIPE_FILE).open("a") as file:
+        file.write("foo: 1\n")
+    with pytest.raises(RunFolderError, match=r"run/recipe.yaml is not a recipe of this version \(recipe key `foo`"):
+        open_run(tmp_path / "run", recipe)
+
+
+def test_weights_that_blew_up_end_with_a_sentence(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    recipe = make_recipe(optim={"lr": 1e15}, validation={"every_steps": 1})
+    with pytest.raises(ValidationError, match="measures nothing"):
+        pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
