@@ -27,6 +27,7 @@ WANDB_RUN = re.compile(rb'\{"id": "[\w-]{1,128}"\}\n')
 LOCK_FILE = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 NAMED = 80
+_HELD = "another process is training into {}: wait for its end, or choose another --out."
 logger = logging.getLogger("fovea.train")
 
 
@@ -151,19 +152,22 @@ def claimed(run: RunFolder, recipe: Recipe) -> Iterator[None]:
     Raises:
         RunFolderError: if another process holds it.
     """
-    with (run.path / LOCK_FILE).open("w") as file:
+    lock = run.path / LOCK_FILE
+    with lock.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: readers that are forked would hold it, too
         except OSError as error:
-            if error.errno in NO_LOCKS:
-                logger.warning("%s lies where nothing can be locked: let no second process train into it.", run.path)
-            else:
-                raise RunFolderError(
-                    f"another process is training into {run.path}: wait for its end, or choose another --out."
-                ) from error
+            if error.errno not in NO_LOCKS:
+                raise RunFolderError(_HELD.format(run.path)) from error
+            logger.warning("%s lies where nothing can be locked: let no second process train into it.", run.path)
+        if not lock.exists() or not lock.samefile(f"/dev/fd/{file.fileno()}"):  # its holder has just ended
+            raise RunFolderError(_HELD.format(run.path))
         write_text(run.path / RECIPE_FILE, recipe_text(recipe))
         recover(run.checkpoints)
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held
 
 
 def _recipe_of(path: Path) -> Recipe:
