@@ -227,6 +227,19 @@ class Copier:
             )
 
 
+def lacks_copy(recipe: Recipe, step: int) -> bool:
+    """Whether the recipe wants copies, and the checkpoint of a step has none.
+
+    Raises:
+        CheckpointError: if the store cannot be read.
+    """
+    copies = Copies.of(recipe)
+    if copies is None:
+        return False
+    with _readable(copies.place):
+        return not exists(copies.place / folder_name(step) / STATE_FILE)
+
+
 def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[str]:
     """Bring the newest whole copy to the run folder, unless what is there is as new and whole; and the best one.
 

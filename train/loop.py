@@ -12,6 +12,7 @@ from shards.loader import telling_of_readers
 from shards.reader import Dataset
 from train.attempts import Stepper
 from train.config import Recipe
+from train.copies import lacks_copy
 from train.device import Device, open_device
 from train.encoder import num_parameters
 from train.errors import (
@@ -68,7 +69,8 @@ def _pretrain(plan: Plan, run: RunFolder, device: Device, listener: Listener) ->
         say(sentence)
     check_together(state, ranks)
     finished = run.read_summary()
-    if finished and finished["status"] == "finished" and state.step == plan.recipe.train.max_steps:
+    is_done = finished is not None and finished["status"] == "finished" and is_last(state, plan.recipe)
+    if finished and is_done and not ranks.any(ranks.is_first and lacks_copy(plan.recipe, state.step)):
         say(f"{run.path} is finished: nothing to do.")
         ranks.leave()
         return finished

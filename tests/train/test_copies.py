@@ -368,6 +368,15 @@ def test_the_rows_of_a_new_machine_go_to_the_same_wandb_run(
     assert len(list(tmp_path.glob("new/wandb/offline-run-*"))) == 1
 
 
+def test_a_finished_run_that_is_given_copies_makes_the_last_one(tiny_dataset: str, tmp_path: Path) -> None:
+    dataset = open_dataset(tiny_dataset)
+    pretrain(recipe_to(tmp_path / "first"), dataset, tmp_path / "run")
+    for _ in range(2):
+        assert pretrain(recipe_to(tmp_path / "second"), dataset, tmp_path / "run")["status"] == "finished"
+        assert copies_at(tmp_path / "second") == {"step-00000006": NAMES}
+    assert copies_at(tmp_path / "first") == {"step-00000004": NAMES, "step-00000006": NAMES}
+
+
 def test_copies_that_can_never_be_made_are_refused_before_the_first_step(tiny_dataset: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("years")
     with pytest.raises(RunFolderError, match=r"checkpoint.copies=.*file is no folder"):
