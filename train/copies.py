@@ -32,7 +32,6 @@ from train.run_folder import WANDB_FILE, WANDB_RUN, RunFolder, write_text
 ROWS_FILE: Final = "metrics.jsonl"
 """The rows up to the checkpoint, in the copy: a run's curve is to outlive its machine."""
 
-
 Sizes = Mapping[str, int]
 
 

@@ -40,13 +40,17 @@ def content_tokens(meta: SampleMeta, recipe: Recipe) -> npt.NDArray[np.bool_]:
 
 def blank_padding(x_BDHW: Tensor, samples: Sequence[Sample], recipe: Recipe) -> Tensor:
     """Pooled volumes whose padding is exactly 0 again; a voxel that is padding in part counts as content."""
-    pool, boxes = recipe.data.pool, np.array([sample.meta.content_box for sample in samples])
-    for axis, size in enumerate(recipe.grid):
-        first = np.arange(0, size, pool)
-        inside = (first < boxes[:, axis, 1:]) & (first + pool > boxes[:, axis, :1])
-        shape = [len(samples), *(-1 if place == axis else 1 for place in range(3))]
-        x_BDHW = x_BDHW * torch.from_numpy(inside).to(x_BDHW.device, x_BDHW.dtype).reshape(shape)
-    return x_BDHW
+    content_BDHW = torch.stack([_content_voxels(sample.meta, recipe, x_BDHW.device) for sample in samples])
+    return torch.where(content_BDHW, x_BDHW, 0)
+
+
+def _content_voxels(meta: SampleMeta, recipe: Recipe, device: torch.device) -> Tensor:
+    """Which pooled voxels hold content, bool `[D, H, W]`."""
+    content_DHW = torch.ones((), dtype=torch.bool, device=device)
+    for axis, (bounds, size) in enumerate(zip(meta.content_box, recipe.grid, strict=True)):
+        inside = _inside(bounds, size, axis).to(device)
+        content_DHW = content_DHW & (_sum_groups(inside, axis, recipe.data.pool, torch.int32) > 0)
+    return content_DHW
 
 
 def prepare(samples: Sequence[Sample], recipe: Recipe, device: torch.device) -> Prepared:

@@ -69,8 +69,8 @@ def _pretrain(plan: Plan, run: RunFolder, device: Device, listener: Listener) ->
         say(sentence)
     check_together(state, ranks)
     finished = run.read_summary()
-    is_done = finished is not None and finished["status"] == "finished" and is_last(state, plan.recipe)
-    if finished and is_done and not ranks.any(ranks.is_first and lacks_copy(plan.recipe, state.step)):
+    is_over = is_last(state, plan.recipe) and not ranks.any(ranks.is_first and lacks_copy(plan.recipe, state.step))
+    if is_over and finished and finished["status"] == "finished":
         say(f"{run.path} is finished: nothing to do.")
         ranks.leave()
         return finished
