@@ -22,6 +22,7 @@ from tests.stores.faults import Fault, Plan
 from tests.stores.fixtures import Store
 from tests.train.conftest import tiny
 from tests.train.test_ranks import run as run_ranks
+from tests.wandb_files import recorded
 from train.checkpoint import newest_checkpoint, read_checkpoint
 from train.config import Recipe
 from train.copies import Copier, Copies, bring_newest
@@ -364,7 +365,7 @@ def test_the_rows_of_a_new_machine_go_to_the_same_wandb_run(
     identity = json.loads((tmp_path / "lost/wandb.json").read_text())["id"]
     shutil.rmtree(tmp_path / "lost")
     pretrain(tracked, dataset, tmp_path / "new")
-    assert len(list(tmp_path.glob(f"new/wandb/offline-run-*/run-{identity}.wandb"))) == 1
+    assert recorded(tmp_path / "new", identity, b"train/loss")
     assert len(list(tmp_path.glob("new/wandb/offline-run-*"))) == 1
 
 

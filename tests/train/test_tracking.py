@@ -5,13 +5,13 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shards.reader import open_dataset
+from tests.wandb_files import recorded
 from train.config import Recipe
 from train.errors import TrainError
 from train.loop import pretrain
@@ -44,14 +44,12 @@ def test_wandb_is_offline_in_the_run_folder_and_records_neither_host_nor_command
     tracker.row(ROW)
     tracker.close()
     identity = json.loads((run.path / "wandb.json").read_text())["id"]
-    logs = list((run.path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
-    assert len(logs) == 1
-    recorded = _written(logs[0], b"val/loss")
+    log = recorded(run.path, identity, b"val/loss")
     secrets = {socket.gethostname(), "secret-cohort-name", sys.executable, os.fspath(Path.cwd())}
     secrets |= {getpass.getuser()} if len(getpass.getuser()) > 6 else set()
-    assert b"EMPTY_FILE" in recorded
+    assert b"EMPTY_FILE" in log
     for secret in secrets:
-        assert secret.encode() not in recorded, secret
+        assert secret.encode() not in log, secret
     again = Tracker(run, recipe)
     again.close()
     assert json.loads((run.path / "wandb.json").read_text())["id"] == identity
@@ -70,25 +68,14 @@ def test_each_checkpoint_is_an_artifact_if_the_recipe_says_so(
         out = tmp_path / f"run-{artifacts}"
         recipe = make_recipe(log={"wandb": True, "artifacts": artifacts}, checkpoint={"every_steps": 3, "keep": 1})
         pretrain(recipe, open_dataset(tiny_dataset), out)
-        log = next((out / "wandb").glob("offline-run-*/*.wandb"))
-        recorded = _written(log, b"train/loss")
+        log = recorded(out, "*", b"train/loss")
         for name in (b"step-00000003", b"step-00000006"):
-            assert (name in recorded) == artifacts
-        assert (b"checkpoint-" in recorded) == artifacts
+            assert (name in log) == artifacts
+        assert (b"checkpoint-" in log) == artifacts
     waiting = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     sizes = {path.stat().st_size for path in (tmp_path / "run-True/checkpoints/step-00000006").iterdir()}
     assert sizes <= {path.stat().st_size for path in waiting}
     assert len(waiting) == 2 * 4
-
-
-def _written(path: Path, word: bytes) -> bytes:
-    """The file once the word is in it: wandb's own process writes it, and may do so after `finish` has returned."""
-    for _ in range(300):
-        recorded = path.read_bytes()
-        if word in recorded:
-            return recorded
-        time.sleep(0.1)
-    raise AssertionError(f"{word!r} was not written within 30 s")
 
 
 def test_what_wandb_refuses_is_one_sentence(
