@@ -22,7 +22,8 @@ from eval.metrics import Labels, Probabilities, Scores, score
 from eval.stats import Interval, Null, bootstrap, permutation_null
 
 STRENGTHS: Final = (1e-3, 1e-2, 1e-1, 1.0)
-"""Values of C, strong to weak regularisation; standardised features of a few hundred dimensions need no weaker."""
+"""Values of C, strong to weak regularisation; features that vary in few directions would gain by weaker ones, too
+(docs/training.md, "Does it learn?")."""
 
 DEFAULT_STRENGTH: Final = 1e-2
 """For cohorts too small to choose one."""

@@ -7,7 +7,10 @@ import difflib
 import hashlib
 import json
 import os
+import threading
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -32,6 +35,9 @@ from shards.tables import parse_rows
 
 INFO_FILE: Final = "dataset.json"
 SUCCESS_FILE: Final = "_SUCCESS"
+
+AHEAD: Final = 16
+"""Samples that `iterate` reads at once: a bucket answers after 0.1 s, and 16 volumes of 9 MB fit beside any model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +287,29 @@ def _corrupt(dataset: Dataset, row: SampleRow, what: str) -> DatasetCorruptError
 
 
 def iterate(dataset: Dataset) -> Iterator[Sample]:
-    """Read every sample in key order; training has an order of its own (`shards.order`)."""
+    """Read every sample in the order of its rows, several at once; training has an order of its own (`shards.order`).
+
+    Raises:
+        ShardError: at the sample that cannot be read.
+    """
+    coming: deque[Future[Sample]] = deque()
     for row in dataset.samples:
-        yield read_sample(dataset, row)
+        coming.append(_begin(dataset, row))
+        if len(coming) == AHEAD:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
+
+
+def _begin(dataset: Dataset, row: SampleRow) -> Future[Sample]:
+    """A read under way. Its thread holds up no process that ends, as one of an executor would."""
+    future: Future[Sample] = Future()
+    threading.Thread(target=_settle, args=(future, dataset, row), name="read", daemon=True).start()
+    return future
+
+
+def _settle(future: Future[Sample], dataset: Dataset, row: SampleRow) -> None:
+    try:
+        future.set_result(read_sample(dataset, row))
+    except BaseException as error:  # noqa: BLE001 - who waits for the sample raises it
+        future.set_exception(error)

@@ -144,7 +144,8 @@ def commit_dataset(folder: Path, samples: Iterable[Sample]) -> str:
         sample_rows += rows
         shard_rows.append(_shard_row(path, split, device, len(rows)))
     sources = [_source_row(row) for row in sample_rows] + [_rejected_row()]
-    commit(str(folder), sources=sources, samples=sample_rows, shards=shard_rows, header=_header(sources, shard_rows))
+    header = _header(sources, shard_rows, ordered[0].volume.shape)
+    commit(str(folder), sources=sources, samples=sample_rows, shards=shard_rows, header=header)
     return str(folder)
 
 
@@ -186,13 +187,13 @@ def _rejected_row() -> SourceRow:
     )
 
 
-def _header(sources: Sequence[SourceRow], shards: Sequence[ShardRow]) -> dict[str, Any]:
+def _header(sources: Sequence[SourceRow], shards: Sequence[ShardRow], size: tuple[int, int, int]) -> dict[str, Any]:
     accepted = sum(row.status == "accepted" for row in sources)
     config = {"geometry": "block6"}
     return {
         "schema_version": SCHEMA_VERSION,
         "code_version": "0.1.0",
-        "geometry": {"name": "block6", "target_spacing_mm": SPACING_MM, "size": GRID_SHAPE, "anchor": "retina"},
+        "geometry": {"name": "block6", "target_spacing_mm": SPACING_MM, "size": size, "anchor": "retina"},
         "config": config,
         "config_sha256": hashlib.sha256(repr(config).encode()).hexdigest(),
         "counts": {

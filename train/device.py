@@ -3,14 +3,14 @@
 import importlib
 import os
 import resource
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from train.errors import DeviceError
+from train.errors import DeviceError, MemoryTooSmallError
 from train.ranks import Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -18,6 +18,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 BF16_PEAKS: Final = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 """NVIDIA's data sheets, without sparsity; the first that is part of a device's name."""
+
+
+CPU_REFUSES: Final = "can't allocate memory"
+"""What torch's CPU allocator says in a plain RuntimeError, under `ulimit -v` or where memory is not overcommitted."""
 
 
 class Device:
@@ -30,10 +34,20 @@ class Device:
         self.ranks = ranks or Ranks()
         self.precision = ("bf16" if native_bf16 else "fp32") if precision == "auto" else precision
 
-    @property
-    def out_of_memory(self) -> tuple[type[BaseException], ...]:
-        """What is raised when memory is too small."""
-        return torch.OutOfMemoryError, MemoryError
+    @contextmanager
+    def telling_memory(self) -> Iterator[None]:
+        """Where memory is too small for the block, one error for what torch and Python raise on each kind of device.
+
+        Raises:
+            MemoryTooSmallError: in its place.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            is_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_REFUSES in str(error)
+            if not is_of_memory:
+                raise
+            raise MemoryTooSmallError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
     def free_memory(self) -> None:
         """Give cached blocks back, which were cut for another size."""

@@ -33,6 +33,10 @@ class CheckpointError(TrainError):
     """No checkpoint could be read; training never starts from scratch instead."""
 
 
+class MemoryTooSmallError(TrainError):
+    """The memory of this process's device is too small for what it was asked."""
+
+
 class MicroBatchError(TrainError):
     """A micro-batch did not fit into memory, on some rank; nothing was changed by it."""
 

@@ -8,16 +8,17 @@ for the probe of the device they are relative to the mean of their device over t
 Shapes: V volumes, C features, K classes.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from shards.reader import Dataset, read_sample
-from shards.schema import SampleRow
+from shards.reader import Dataset
+from shards.schema import Sample, SampleRow
 from train.config import Recipe
 from train.data import prepare
 from train.device import Device
@@ -64,12 +65,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """The tasks of a run, the training volumes on which they are fitted, and why others cannot be asked."""
+    """The tasks of a run, the training volumes on which they are fitted, and why others cannot be asked.
+
+    `labels_sha256` says of which labels the probe of the label is; None: there is none.
+    """
 
     fitted: Dataset
     scored: Dataset
     tasks: tuple[Task, ...]
     refused: Mapping[str, str]
+    labels_sha256: str | None
+
+    def alike(self, name: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows in which the probe of this name was asked the same; rows of a run without labels say nothing."""
+        ours = self.labels_sha256
+        return [row for row in rows if name != LABEL or ours is None or row.get("probe_label_sha256", ours) == ours]
 
     def scores(self, fitted_VC: Tensor, scored_VC: Tensor) -> dict[str, float | None]:
         """Columns of a row: each probe beside its chance."""
@@ -135,7 +145,14 @@ def plan_probes(train: Dataset, val: Dataset, labels: Labels | None, limit: int)
         scored=val,
         tasks=tuple(one for one in found.values() if isinstance(one, Task)),
         refused={name: one for name, one in found.items() if isinstance(one, str)},
+        labels_sha256=_sha256(labels, (*fitted.samples, *val.samples)) if isinstance(found.get(LABEL), Task) else None,
     )
+
+
+def _sha256(labels: Labels | None, rows: Sequence[SampleRow]) -> str:
+    """Of the labels that are used."""
+    lines = sorted(f"{row.key} {labels[row.key]}\n" for row in rows if labels and row.key in labels)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def best_measure(recipe: Recipe, probes: Probes) -> str | None:
@@ -165,12 +182,10 @@ def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device,
     """
     stop = stop or Stop()
     ranks, total = device.ranks, len(dataset.samples)
-    share, none = ranks.share(total), torch.zeros(0, networks.target.dim, device=device.torch_device)
+    none = torch.zeros(0, networks.target.dim, device=device.torch_device)
     networks.eval()
 
-    def pooled(rows: Sequence[SampleRow]) -> Tensor:
-        with stop.ending_waits():
-            samples = [read_sample(dataset, row) for row in rows]
+    def pooled(samples: Sequence[Sample]) -> Tensor:
         prepared = prepare(samples, recipe, device.torch_device)
         inputs = (device.spread(x) for x in (prepared.x_BDHW, prepared.content_BN, prepared.spacing_B3))
         with device.autocast():
@@ -179,7 +194,7 @@ def encode(networks: Networks, dataset: Dataset, recipe: Recipe, device: Device,
         return found
 
     with stop.agreed(ranks):
-        vectors = by_groups(dataset.samples[share.start : share.stop], recipe.train.micro_batch, device, pooled)
+        vectors = by_groups(dataset, recipe.train.micro_batch, device, pooled, stop)
     networks.train()
     return ranks.gather(torch.cat([none, *vectors]), total).cpu().double()
 

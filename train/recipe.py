@@ -76,9 +76,14 @@ def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow]) -
         recipe: as the user gave it.
         grid: voxels `[D, H, W]` of the dataset's volumes.
         rows: the samples of the run, for their spacing.
+
+    Raises:
+        RecipeError: if the recipe is for volumes of another grid.
     """
     values = recipe.model_dump(mode="json")
-    values["data"]["grid"] = recipe.data.grid or list(grid)
+    if recipe.data.grid not in (None, tuple(grid)):
+        raise RecipeError(f"data.grid is {list(recipe.grid)}, the dataset's volumes are {list(grid)}: leave it out.")
+    values["data"]["grid"] = list(grid)
     values["model"].update(asdict(dimensions(recipe.model)), positions=positions(recipe))
     if values["model"]["positions"] == "rope" and recipe.model.rope_reference_mm is None:
         values["model"]["rope_reference_mm"] = _reference_spacing(rows)

@@ -23,7 +23,7 @@ from train.flops import volume_flops
 from train.objective import Batch, Networks, encode_target
 from train.pca import save_components
 from train.plan import Plan, go_back
-from train.probe import encode
+from train.probe import LABEL, encode
 from train.report import save_masks
 from train.run_folder import RunFolder
 from train.saver import open_saver
@@ -57,8 +57,11 @@ class Recorder:
         self._tracker = Tracker(run, plan.recipe, self._dataset()) if device.ranks.is_first else None
         self._saver = open_saver(plan, run, state, self._tracker, self.say) if self._tracker else None
         self._motion, self._scored = Motion.of(state.networks), (state.step, state.skipped)
+        self._saved_step: int | None = None
         self.rows = run.rows()
         self._settle_best()
+        if len(self._plan.probes.alike(LABEL, self.rows)) < len(self.rows):
+            self.say("the labels are not those of earlier validations: scores on them are not compared with ours.")
         self._validating_s = self._probing_s = 0.0
         self._began = self._mark = time.perf_counter()
         self._marked_step, self._marked_wait_s = state.step, 0.0
@@ -133,7 +136,7 @@ class Recorder:
         rates = (learning_rate(one, recipe.train.max_steps, recipe.optim) for one in range(step, state.step))
         return not all_left_out and any(rate > 0 for rate in rates)
 
-    def _probe(self, networks: Networks, pooled_VC: Tensor, stop: Stop) -> dict[str, float | None]:
+    def _probe(self, networks: Networks, pooled_VC: Tensor, stop: Stop) -> Mapping[str, float | str | None]:
         """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
         probes, began = self._plan.probes, time.perf_counter()
         if not probes.tasks:
@@ -141,10 +144,15 @@ class Recorder:
         fitted_VC = encode(networks, probes.fitted, self._plan.recipe, self._device, stop)
         scores = probes.scores(fitted_VC, pooled_VC.cpu().double())
         self._probing_s += time.perf_counter() - began
-        before = [row for row in self.rows if row["split"] == "val" and row["step"] == 0]
-        first = scores if self._state.step == 0 else {**before[0]} if before else {}
-        starts = {f"probe_{task.name}_start": first.get(f"probe_{task.name}") for task in probes.tasks}
-        return {**probes.unasked, **scores, **starts}
+        starts = {f"probe_{task.name}_start": self._start(task.name, scores) for task in probes.tasks}
+        of: dict[str, str] = {"probe_label_sha256": probes.labels_sha256} if probes.labels_sha256 else {}
+        return {**probes.unasked, **scores, **starts, **of}
+
+    def _start(self, name: str, scores: Mapping[str, float | None]) -> float | None:
+        """What a probe scored at step 0, on the same labels."""
+        before = [row for row in self._plan.probes.alike(name, self.rows) if (row["split"], row["step"]) == ("val", 0)]
+        first = scores if self._state.step == 0 else before[0] if before else {}
+        return first.get(f"probe_{name}")
 
     def is_best(self) -> bool:
         """Whether the validation of this step scored higher than that of any checkpoint that is kept.
@@ -170,7 +178,8 @@ class Recorder:
         steps = saved_steps(self._run.checkpoints)
         if measure is None and known is not None:
             measure, steps = known.measure, steps & {known.step}
-        self.best = find_best(self.rows, measure, steps) if measure else None
+        rows = self._plan.probes.alike((measure or "").removeprefix("probe_"), self.rows)
+        self.best = find_best(rows, measure, steps) if measure else None
         if self._tracker is not None and self.best != known:
             self._run.write_best(self.best)
 
@@ -223,14 +232,17 @@ class Recorder:
 
     def save(self) -> None:
         """A checkpoint of the state as it is, the same on every rank; done when told to stop, else on its way."""
+        is_saved, self._saved_step = self._saved_step == self._state.step, self._state.step
         if self._saver is None:
-            help_snapshot(self._state)
+            if not is_saved:
+                help_snapshot(self._state)
             return
         began = time.perf_counter()
         self._saver.finish()
         self._settle_best()
-        self._saver.save(best=self.best.step if self.best else None)
-        self._settle_best()
+        if not is_saved:
+            self._saver.save(best=self.best.step if self.best else None)
+            self._settle_best()
         self._mark += time.perf_counter() - began
 
     def go_back(self) -> bool:
@@ -241,6 +253,7 @@ class Recorder:
         went = go_back(self._run, self._state, self._device)
         if went and self._saver:
             self._saver.forget_after(self._state.step)
+        self._saved_step = None
         self.rows = self._run.rows()
         self._settle_best()
         self._motion, self._scored = Motion.of(self._state.networks), (self._state.step, self._state.skipped)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.device import Device
 from train.diagnostics import Measures, measure, summarise
-from train.errors import DeviceError, MicroBatchError, NonFiniteError, TrainError
+from train.errors import DeviceError, MemoryTooSmallError, MicroBatchError, NonFiniteError, TrainError
 from train.objective import Batch, Networks, build_networks, compile_blocks, evaluate
 from train.schedules import build_optimizer, ema_momentum, learning_rate, move_target
 from train.sharding import check_sharding, clip, is_sharded, shard
@@ -100,9 +100,10 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
     ranks, total = device.ranks, recipe.train.global_batch
     measures, said, stopped = [], "", False
     try:
-        measures = _accumulate(state, batches, recipe, device)
-    except device.out_of_memory as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        with device.telling_memory():
+            measures = _accumulate(state, batches, recipe, device)
+    except MemoryTooSmallError as error:
+        said = str(error)
         _end_if_sharded(said, recipe, device)
     except StopRequestedError:
         stopped = True

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from shards.reader import Dataset, read_sample
-from shards.schema import SampleRow
+from shards.reader import Dataset
+from shards.schema import Sample
 from train.config import Recipe
 from train.device import Device
 from train.diagnostics import Measures, measure, rankme, summarise
@@ -32,11 +32,8 @@ def validate(
     stop = stop or Stop()
     networks.eval()
     ranks, total = device.ranks, len(dataset.samples)
-    share = ranks.share(total)
 
-    def score(rows: Sequence[SampleRow]) -> Measures:
-        with stop.ending_waits():
-            samples = [read_sample(dataset, row) for row in rows]
+    def score(samples: Sequence[Sample]) -> Measures:
         batch = validation_batch(samples, recipe, device)
         with device.autocast():
             outcome = evaluate(networks, batch)
@@ -45,7 +42,7 @@ def validate(
         return found
 
     with torch.no_grad(), stop.agreed(ranks):
-        measures = by_groups(dataset.samples[share.start : share.stop], recipe.train.micro_batch, device, score)
+        measures = by_groups(dataset, recipe.train.micro_batch, device, score, stop)
     networks.train()
     vectors = [one.pooled_BC for one in measures] or [torch.zeros(0, networks.target.dim, device=device.torch_device)]
     pooled_VC = ranks.gather(torch.cat(vectors), total)

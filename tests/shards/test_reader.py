@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+import shards.reader
 from shards.errors import (
     AddressError,
     DatasetCorruptError,
@@ -19,7 +21,7 @@ from shards.errors import (
     UnknownKeyError,
     UnknownSelectionError,
 )
-from shards.reader import iterate, open_dataset, read_meta, read_sample
+from shards.reader import AHEAD, iterate, open_dataset, read_meta, read_sample
 from shards.schema import SampleRow
 from shards.tables import parse_rows
 
@@ -231,6 +233,33 @@ def test_samples_come_in_key_order(dataset_url):
     keys = [sample.key for sample in iterate(dataset)]
     assert keys == sorted(keys) == [row.key for row in dataset.samples]
     assert len(keys) > 1
+
+
+def test_several_samples_are_read_at_once_and_one_that_fails_is_raised_at_its_turn(dataset_url, monkeypatch):
+    dataset = open_dataset(dataset_url)
+    rows = (dataset.samples * AHEAD)[: 2 * AHEAD]
+    meeting, lock, asked = threading.Barrier(AHEAD), threading.Lock(), 0
+    real_read = shards.reader.read_sample
+
+    def read(dataset, row):
+        nonlocal asked
+        with lock:
+            asked += 1
+            place = asked
+        if place <= AHEAD:
+            meeting.wait(timeout=30)  # one alone would wait in vain
+        return real_read(dataset, row)
+
+    monkeypatch.setattr(shards.reader, "read_sample", read)
+    coming = iterate(replace(dataset, samples=rows))
+    assert next(coming).key == rows[0].key
+    assert asked == AHEAD  # and no more, however long the dataset
+    assert [sample.key for sample in coming] == [row.key for row in rows[1:]]
+    lost = replace(rows[1], shard="0099.tar")
+    coming = iterate(replace(dataset, samples=(rows[0], lost, rows[2])))
+    assert next(coming).key == rows[0].key
+    with pytest.raises(DatasetCorruptError, match=r"0099\.tar: sample .*: the shard is missing"):
+        next(coming)
 
 
 def test_a_table_with_other_columns_or_values_is_refused(dataset_url):

@@ -1,10 +1,12 @@
 """Devices: what is asked for and not there is one sentence; precision is what the hardware multiplies."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from train.device import XlaDevice, open_device
-from train.errors import DeviceError
+from train.errors import DeviceError, MemoryTooSmallError
 
 
 def test_auto_on_a_machine_without_cuda_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +29,36 @@ def test_ranks_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(DeviceError, match=f"RANK={rank} with WORLD_SIZE=2 does not exist"):
             open_device("cpu")
+
+
+def refuse_an_exabyte() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def refuse_on_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def refuse_in_python() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (refuse_an_exabyte, r"can't allocate memory: you tried to allocate 1152921504606846976 bytes"),
+        (refuse_on_cuda, r"^CUDA out of memory"),
+        (refuse_in_python, "^MemoryError$"),
+    ],
+)
+def test_memory_that_is_too_small_is_one_error(ask: Callable[[], None], said: str) -> None:
+    with pytest.raises(MemoryTooSmallError, match=said), open_device("cpu").telling_memory():
+        ask()
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor a"), open_device("cpu").telling_memory():
+        torch.ones(2) + torch.ones(3)
 
 
 @pytest.mark.parametrize(

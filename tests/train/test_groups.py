@@ -1,6 +1,7 @@
 """What needs no gradients, in groups that fit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import train.probe
 import train.validation
-from shards.schema import SampleRow
+from shards.schema import Sample
 from train.device import Device
 from train.errors import TrainError
 from train.groups import by_groups
@@ -22,25 +23,25 @@ from train.validation import validate
 def test_groups_are_halved_once_and_for_all(plan: Plan, cpu: Device) -> None:
     tried: list[int] = []
 
-    def work(rows: Sequence[SampleRow]) -> list[str]:
-        tried.append(len(rows))
-        if len(rows) > 3:
+    def work(samples: Sequence[Sample]) -> list[str]:
+        tried.append(len(samples))
+        if len(samples) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [row.key for row in rows]
+        return [sample.key for sample in samples]
 
     rows = plan.train.samples[:11]
-    found = by_groups(rows, 8, cpu, work)
+    found = by_groups(replace(plan.train, samples=rows), 8, cpu, work)
     assert [key for group in found for key in group] == [row.key for row in rows]
     assert tried == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert by_groups((), 8, cpu, work) == []
+    assert by_groups(replace(plan.train, samples=()), 8, cpu, work) == []
 
 
 def test_one_volume_that_does_not_fit_is_said(plan: Plan, cpu: Device) -> None:
-    def work(_rows: Sequence[SampleRow]) -> None:
+    def work(_samples: Sequence[Sample]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(TrainError, match=r"one volume does not fit .*CUDA out of memory.* raise data.pool"):
-        by_groups(plan.train.samples, 4, cpu, work)
+        by_groups(plan.train, 4, cpu, work)
 
 
 def test_a_validation_and_a_probe_survive_memory_that_is_too_small(

@@ -95,7 +95,7 @@ def test_the_page_names_every_column_of_a_row(
     """The table of docs/training.md; `mfu` is of GPUs whose peak is known."""
     page = (Path(__file__).parents[2] / "docs/training.md").read_text()
     table = page.split("<!-- columns: begin -->")[1].split("<!-- columns: end -->")[0]
-    named = re.findall(r"`([a-z_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "`" in line))
+    named = re.findall(r"`([a-z0-9_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "`" in line))
     assert len(named) == len(set(named))
     dataset = open_dataset(tiny_dataset)
     pretrain(

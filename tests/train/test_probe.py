@@ -12,7 +12,8 @@ from sklearn.covariance import ledoit_wolf
 
 from shards.reader import Dataset, open_dataset
 from shards.schema import Sample
-from tests.train.test_loop import rows_of
+from tests.train.test_loop import crash, rows_of, stop_after
+from train.best import Best, read_best
 from train.config import Recipe
 from train.discriminant import Discriminant, balanced_accuracy, shrunk_covariance
 from train.errors import RecipeError
@@ -206,3 +207,33 @@ def test_features_that_are_not_finite_have_no_score(plan: Plan) -> None:
     assert {name: value for name, value in probes.scores(fitted, scored).items() if value is not None} == {
         f"probe_{task.name}_chance": task.chance for task in probes.tasks
     }
+
+
+def test_scores_on_other_labels_are_not_compared(
+    make_recipe: Callable[..., Recipe],
+    tiny_samples: list[Sample],
+    make_dataset: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A participant was given another class between two processes of a run."""
+    marked = [plant(sample, number) for number, sample in enumerate(tiny_samples)]
+    dataset, run = open_dataset(make_dataset(tmp_path / "d", marked)), tmp_path / "run"
+    labels = {sample.key: "above" if number // 2 % 2 else "below" for number, sample in enumerate(marked)}
+    changed = labels | dict.fromkeys(list(labels)[:4], "below")
+    recipe = make_recipe(checkpoint={"every_steps": 1})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, crash)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe, dataset, run, labels=labels)
+    assert read_best(run) == Best(step=3, measure="probe_label", value=1.0)
+    heard: list[str] = []
+    summary = pretrain(recipe, dataset, run, Listener(say=heard.append), labels=changed)
+    assert [line for line in heard if "labels are not those" in line] == [
+        "the labels are not those of earlier validations: scores on them are not compared with ours."
+    ]
+    rows = rows_of(run, "val")
+    assert [row["probe_label_sha256"] == rows[0]["probe_label_sha256"] for row in rows] == [True, True, False]
+    assert [row["probe_label_start"] for row in rows] == [1.0, 1.0, None]
+    assert rows[-1]["probe_laterality_start"] == rows[0]["probe_laterality"]
+    assert summary["best"]["step"] == 6

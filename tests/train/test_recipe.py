@@ -123,7 +123,9 @@ def test_a_resolved_recipe_leaves_nothing_to_the_preset(tiny_dataset: str) -> No
     assert plan.recipe.model.model_dump(include={"dim", "depth", "predictor_dim", "predictor_depth", "positions"}) == {
         "dim": 192, "depth": 6, "predictor_dim": 128, "predictor_depth": 3, "positions": "rope",
     }  # fmt: skip
-    assert resolve(plan.recipe, grid=(64, 384, 384), rows=plan.train.samples) == plan.recipe
+    assert resolve(plan.recipe, grid=(8, 32, 32), rows=plan.train.samples) == plan.recipe
+    with pytest.raises(RecipeError, match=r"data\.grid is \[8, 32, 32\], the dataset's .* \[8, 16, 32\]: leave"):
+        resolve(plan.recipe, grid=(8, 16, 32), rows=plan.train.samples)
 
 
 def test_only_what_changes_the_result_is_a_difference(make_recipe: Callable[..., Recipe]) -> None:

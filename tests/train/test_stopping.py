@@ -14,6 +14,7 @@ import pytest
 import train.attempts
 import train.loop
 import train.recorder
+import train.saver
 from shards.errors import ReaderDiedError
 from shards.reader import open_dataset
 from tests.stores.faults import Fault, Plan
@@ -111,6 +112,26 @@ def test_what_a_stop_left_out_is_done_after_the_last_step(
             train.loop.pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
     assert [row["step"] for row in RunFolder(path=tmp_path / "run").rows() if row["split"] == "val"] == [0, 3]
     assert run(tiny_dataset, tmp_path / "run", make_recipe()) == run(tiny_dataset, tmp_path / "whole", make_recipe())
+
+
+def test_a_stop_right_after_a_save_saves_nothing_twice(
+    tiny_dataset: str, tmp_path: Path, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, saved = train.saver.Saver.save, []
+
+    def save(saver: Any, best: int | None = None) -> None:
+        real(saver, best)
+        saved.append(saver)
+        os.kill(os.getpid(), signal.SIGTERM)  # it ends the wait for the next batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.saver.Saver, "save", save)
+        with pytest.raises(TrainingStoppedError, match="step 2, saved"):
+            train.loop.pretrain(
+                make_recipe(checkpoint={"every_steps": 2}), open_dataset(tiny_dataset), tmp_path / "run"
+            )
+    assert len(saved) == 1
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(
