@@ -144,7 +144,7 @@ def commit_dataset(folder: Path, samples: Iterable[Sample]) -> str:
         sample_rows += rows
         shard_rows.append(_shard_row(path, split, device, len(rows)))
     sources = [_source_row(row) for row in sample_rows] + [_rejected_row()]
-    header = _header(sources, shard_rows, ordered[0].volume.shape)
+    header = _header(sources, shard_rows, ordered[0].volume.shape if ordered else GRID_SHAPE)
     commit(str(folder), sources=sources, samples=sample_rows, shards=shard_rows, header=header)
     return str(folder)
 
