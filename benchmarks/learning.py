@@ -2,7 +2,8 @@
 
 192 phantom participants with a volume of full size each, half of them held out by study group; axial positions
 jitter, because the grid is centred on the scan and not on the retina. `cpu-small`, with the sizes in `SIZES`, is
-trained on the one half; linear probes are fitted on that half and scored on the other (docs/training.md).
+trained on the one half; linear probes are fitted on that half and scored on the other (docs/training.md). All of it
+is done once for each of `COHORTS`, and the held-out people of all are counted together, too.
 """
 
 import argparse
@@ -37,10 +38,11 @@ from train.features import pooled_features
 from train.loop import pretrain
 from train.objective import build_encoder
 from train.recipe import load_recipe
+from train.run_folder import RunFolder
 
 SEEDS: Final = (0, 1, 2)
-COHORT: Final = 2
-"""Seed of the eyes. Recipe, signal and probe were chosen on those of seed 1."""
+COHORTS: Final = (2, 3)
+"""Seeds of the eyes. Recipe, signal and probe were chosen on those of seed 1."""
 SIZES: Final = (
     "model.depth=6", "model.predictor_depth=3", "objective.num_visible=448", "objective.num_targets=352",
     "model.patch=[8, 8, 16]", "train.device=cpu", "log.wandb=false",
@@ -105,11 +107,30 @@ class Held:
 Measure = Callable[[Held, Drawn], float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The eyes of one seed: who was held out of them, by features, and the runs that were trained on the others."""
+
+    eyes: int
+    held: list[Held]
+    runs: list[Path]
+
+
 def main() -> None:
     """Make what is missing under --out, train what is not trained yet, probe, and write the page."""
     arguments = parse()
-    dataset = open_dataset(str(make_dataset(arguments)))
-    runs = [train(dataset, seed, arguments) for seed in SEEDS[: arguments.seeds]]
+    cohorts = [study(eyes, arguments) for eyes in arguments.eyes]
+    text = "\n".join([score_table(joined(cohorts)), cohort_table(cohorts), course_table(cohorts)])
+    print(text)
+    if arguments.write:
+        put("learning", text, ROOT / "docs/training.md")
+
+
+def study(eyes: int, arguments: argparse.Namespace) -> Cohort:
+    """The whole of it for one cohort."""
+    folder: Path = arguments.out / f"eyes-{eyes}"
+    dataset = open_dataset(str(make_dataset(folder, eyes, arguments)))
+    runs = [train(folder, dataset, seed, arguments) for seed in SEEDS[: arguments.seeds]]
     recipe = open_checkpoint(runs[0]).recipe
     samples = [read_sample(dataset, row) for row in dataset.samples]
     found = causes(dataset, recipe, samples)
@@ -121,24 +142,36 @@ def main() -> None:
         "mean and spread of grey levels": [found[:, 2:]],
         "mean A-scan, aligned at the lower edge": [profiles(recipe, samples)],
     }
-    held = [held_out(name, dataset, some, found) for name, some in sets.items()]
-    text = score_table(held) + "\n" + course_table(runs)
-    print(text)
-    if arguments.write:
-        put("learning", text, ROOT / "docs/training.md")
+    return Cohort(eyes=eyes, held=[held_out(name, dataset, some, found) for name, some in sets.items()], runs=runs)
 
 
-def make_dataset(arguments: argparse.Namespace) -> Path:
+def joined(cohorts: Sequence[Cohort]) -> list[Held]:
+    """The held-out people of all cohorts as one, by features."""
+    return [
+        Held(
+            name=parts[0].name,
+            right=np.concatenate([part.right for part in parts], axis=1),
+            numbers=np.concatenate([part.numbers for part in parts], axis=1),
+            labels=np.concatenate([part.labels for part in parts]),
+            rank=float(np.mean([part.rank for part in parts])),
+            known=float(np.mean([part.known for part in parts])),
+        )
+        for parts in zip(*(cohort.held for cohort in cohorts), strict=True)
+    ]
+
+
+def make_dataset(folder: Path, eyes: int, arguments: argparse.Namespace) -> Path:
     """The cohort with half of each study group held out, and its shards."""
-    cohort, dataset = arguments.out / "cohort", arguments.out / "dataset"
-    if not cohort.exists():
+    cohort, dataset = folder / "cohort", folder / "dataset"
+    if (dataset / "_SUCCESS").exists():
+        return dataset
+    if not (cohort / "truth.csv").exists():  # the last file of it
         fovea("phantom", cohort, "--participants", 192, "--volumes", 1, "--devices", "maestro2",
-              "--signal", arguments.signal, "--seed", COHORT)  # fmt: skip
-        hold_out_half(cohort / "participants.tsv")
-    geometry = arguments.out / "scan.yaml"
+              "--signal", arguments.signal, "--seed", eyes)  # fmt: skip
+    hold_out_half(cohort / "participants.tsv")
+    geometry = folder / "scan.yaml"
     geometry.write_text(GEOMETRY)
-    if not (dataset / "_SUCCESS").exists():
-        fovea("ingest", cohort, dataset, "--geometry", geometry)
+    fovea("ingest", cohort, dataset, "--geometry", geometry)
     return dataset
 
 
@@ -160,13 +193,15 @@ def fovea(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "fovea", *map(str, words)], check=True, stdout=sys.stderr)
 
 
-def train(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Path:
-    """A run of the recipe, or what is there of it continued."""
-    out: Path = arguments.out / f"run-{seed}"
+def train(folder: Path, dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Path:
+    """A run of the recipe, what is there of it continued; one that is finished is taken as it is."""
+    out = folder / f"run-{seed}"
+    if (RunFolder(path=out).read_summary() or {}).get("status") == "finished":
+        return out
     overrides = [*SIZES, *arguments.set, f"train.max_steps={arguments.steps}", f"train.seed={seed}"]
     labels = {row.key: row.study_group or "" for row in dataset.samples}
     pretrain(load_recipe("cpu-small", overrides), dataset, out, labels=labels)
-    print(f"seed {seed} is trained", file=sys.stderr, flush=True)
+    print(f"{out} is trained", file=sys.stderr, flush=True)
     return out
 
 
@@ -270,7 +305,8 @@ def score_table(held: Sequence[Held]) -> str:
         shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
         rows.append((one.name, len(one.right), *shown, f"{one.rank:.1f}", f"{one.known:.2f}"))
     more = "more than a random encoder"
-    head = ["features", "seeds", "balanced accuracy of 96 held out", more, "R2 of the label as a number", more]
+    accuracy = f"balanced accuracy of {len(random.labels)} held out"
+    head = ["features", "seeds", accuracy, more, "R2 of the label as a number", more]
     head += ["RankMe", "known"]
     return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "", "", "")])
 
@@ -289,23 +325,38 @@ def _interval(values: np.ndarray) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def course_table(runs: Sequence[Path]) -> str:
+def cohort_table(cohorts: Sequence[Cohort]) -> str:
+    """The accuracy of each cohort by itself, beside the random encoder's there."""
+    cells = []
+    for cohort in cohorts:
+        random = next(one for one in cohort.held if one.name == RANDOM)
+        cells.append([_beside(one, random, Held.accuracy) for one in cohort.held])
+    names = [one.name for one in cohorts[0].held]
+    rows = [(name, *(cell for part in parts for cell in part)) for name, *parts in zip(names, *cells, strict=True)]
+    each = [(f"eyes of seed {cohort.eyes}, {len(cohort.held[0].labels)} held out", "more") for cohort in cohorts]
+    return table(["features", *(cell for pair in each for cell in pair)], rows)
+
+
+def course_table(cohorts: Sequence[Cohort]) -> str:
     """What the validations of each run said."""
     rows = []
-    for seed, run in enumerate(runs):
+    for eyes, seed, run in ((one.eyes, *pair) for one in cohorts for pair in enumerate(one.runs)):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         rows += [
-            (seed, row["step"], *(f"{row[name]:.3f}" for name in ("loss", "loss_trivial", "cosine")),
+            (eyes, seed, row["step"], *(f"{row[name]:.3f}" for name in ("loss", "loss_trivial", "cosine")),
              f"{row['rankme']:.1f}", f"{row['probe_label']:.3f}", ", ".join(row["alarms"]))
             for row in lines if row["split"] == "val"
         ]  # fmt: skip
-    return table(["seed", "step", "loss", "of a constant", "cosine", "RankMe", "probe of the label", "alarms"], rows)
+    return table(
+        ["eyes", "seed", "step", "loss", "of a constant", "cosine", "RankMe", "probe of the label", "alarms"], rows
+    )
 
 
 def parse() -> argparse.Namespace:
-    """Command line; the signal was fixed here before anything was trained on this cohort."""
+    """Command line; the signal was fixed here before anything was trained on these cohorts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out/learning", help="a run here goes on where it stopped")
+    parser.add_argument("--eyes", type=int, nargs="+", default=COHORTS, help="seeds of the cohorts")
     parser.add_argument("--signal", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))

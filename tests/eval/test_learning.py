@@ -46,6 +46,25 @@ def test_the_table_compares_with_the_random_encoder() -> None:
     assert "| random encoder | 1 | 0.500 (0.500 to 0.500) |  | -0.333 (-0.333 to -0.333) |  | 7.0 | 0.50 |" in text
 
 
+def test_people_of_several_cohorts_count_together_and_by_themselves() -> None:
+    """Of each label: all in the one cohort, and in the other those of the first label."""
+    cohorts = [
+        learning.Cohort(eyes=eyes, held=[held("ours", right), held(learning.RANDOM, LABELS == 1)], runs=[])
+        for eyes, right in ((2, LABELS >= 0), (3, LABELS == 0))
+    ]
+    ours, random = learning.joined(cohorts)
+    assert (ours.right.shape, ours.labels.shape, ours.name) == ((1, 80), (80,), "ours")
+    assert (ours.accuracy(), random.accuracy()) == (pytest.approx(0.75), pytest.approx(0.5))
+    text = learning.cohort_table(cohorts)
+    all_of_them, half = (
+        "1.000 (1.000 to 1.000) | +0.500 (0.500 to 0.500)",
+        "0.500 (0.500 to 0.500) | +0.000 (0.000 to 0.000)",
+    )
+    assert f"| ours | {all_of_them} | {half} |" in text
+    assert "| eyes of seed 2, 40 held out | more | eyes of seed 3, 40 held out | more |" in text
+    assert "balanced accuracy of 80 held out" in learning.score_table([ours, random])
+
+
 def test_probes_tell_held_out_people_by_what_they_saw_of_others() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 20)
