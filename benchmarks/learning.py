@@ -19,22 +19,17 @@ from typing import Final
 import numpy as np
 import torch
 from figures import ROOT, put, table
-from sklearn.linear_model import LinearRegression, RidgeCV
-from sklearn.metrics import r2_score
+from learning_features import COMPONENTS, causes, components, features, halves, known_share, profiles, repeating
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.nn.functional import avg_pool3d, pad
 
 from manifests.cohort import STUDY_GROUPS
-from shards.reader import Dataset, open_dataset, read_sample
-from shards.schema import Sample
-from train.checkpoint import Which, load_encoder, open_checkpoint
-from train.config import Recipe
-from train.data import prepare
+from shards.reader import Dataset, iterate, open_dataset
+from train.checkpoint import load_encoder, open_checkpoint
 from train.diagnostics import rankme
 from train.discriminant import Discriminant
 from train.encoder import Encoder
-from train.features import pooled_features
 from train.loop import pretrain
 from train.objective import build_encoder
 from train.recipe import load_recipe
@@ -51,13 +46,6 @@ SIZES: Final = (
 GEOMETRY: Final = "target_spacing_mm: [0.09375, 0.003, 0.015625]\nanchor: center\n"
 """The middle 1.15 mm of the depth of `block6`, at twice its resolution: tokens are 48 um deep, about a layer."""
 RANDOM: Final = "random encoder"
-COMPONENTS: Final = 32
-BATCH: Final = 8
-EDGE: Final = 8
-"""Voxels of 6 um on each side of an edge that are compared."""
-ABOVE: Final = 50
-BELOW: Final = 14
-"""Voxels of an aligned A-scan above and below the retina's lower edge: up to the inner nuclear layer and over it."""
 PENALTIES: Final = np.logspace(-1, 5, 13)
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = (2.5, 97.5)
@@ -72,7 +60,7 @@ class Held:
 
     `right` says whom a classifier got right, `numbers` what a ridge regression takes their label for: labels are the
     study groups in order, and each adds as much to a layer. `rank` is the RankMe of the features, `known` the share of
-    their variance that `causes` explain; means over seeds.
+    their variance that `causes` explain, `again` what of them is `repeating`, if that was asked; means over seeds.
     """
 
     name: str
@@ -81,6 +69,7 @@ class Held:
     labels: np.ndarray
     rank: float
     known: float
+    again: tuple[float, float] | None = None
 
     def accuracy(self, drawn: Drawn = EVERYONE) -> float:
         """Balanced over classes, mean over seeds."""
@@ -132,17 +121,25 @@ def study(eyes: int, arguments: argparse.Namespace) -> Cohort:
     dataset = open_dataset(str(make_dataset(folder, eyes, arguments)))
     runs = [train(folder, dataset, seed, arguments) for seed in SEEDS[: arguments.seeds]]
     recipe = open_checkpoint(runs[0]).recipe
-    samples = [read_sample(dataset, row) for row in dataset.samples]
-    found = causes(dataset, recipe, samples)
-    sets: dict[str, list[np.ndarray]] = {
-        "context encoder": [encoded(run, "context", samples) for run in runs],
-        "target encoder": [encoded(run, "target", samples) for run in runs],
-        RANDOM: [features(build_encoder(recipe, seed=seed), recipe, samples) for seed in SEEDS[: len(runs)]],
-        f"raw pixels, {COMPONENTS} principal components": [components(dataset, recipe, samples)],
-        "mean and spread of grey levels": [found[:, 2:]],
-        "mean A-scan, aligned at the lower edge": [profiles(recipe, samples)],
+    samples = list(iterate(dataset))
+    unseen = [sample for sample in samples if sample.meta.split == "val"]
+    found = causes(labels_of(dataset), recipe, samples)
+    encoders: dict[str, list[Encoder]] = {
+        "context encoder": [load_encoder(run, which="context")[0] for run in runs],
+        "target encoder": [load_encoder(run, which="target")[0] for run in runs],
+        RANDOM: [build_encoder(recipe, seed=seed) for seed in SEEDS[: len(runs)]],
     }
-    return Cohort(eyes=eyes, held=[held_out(name, dataset, some, found) for name, some in sets.items()], runs=runs)
+    held = []
+    for name, some in encoders.items():
+        again = [repeating(*(features(one, recipe, half) for half in halves(unseen))) for one in some]
+        held.append(held_out(name, dataset, [features(one, recipe, samples) for one in some], found, again))
+    sets = {
+        f"raw pixels, {COMPONENTS} principal components": components(dataset, recipe, samples),
+        "mean and spread of grey levels": found[:, 2:],
+        "mean A-scan, aligned at the lower edge": profiles(recipe, samples),
+    }
+    held += [held_out(name, dataset, [one], found) for name, one in sets.items()]
+    return Cohort(eyes=eyes, held=held, runs=runs)
 
 
 def joined(cohorts: Sequence[Cohort]) -> list[Held]:
@@ -155,9 +152,15 @@ def joined(cohorts: Sequence[Cohort]) -> list[Held]:
             labels=np.concatenate([part.labels for part in parts]),
             rank=float(np.mean([part.rank for part in parts])),
             known=float(np.mean([part.known for part in parts])),
+            again=_mean([part.again for part in parts if part.again]),
         )
         for parts in zip(*(cohort.held for cohort in cohorts), strict=True)
     ]
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Of each place; None of none."""
+    return tuple(np.mean(pairs, axis=0).tolist()) if pairs else None
 
 
 def make_dataset(folder: Path, eyes: int, arguments: argparse.Namespace) -> Path:
@@ -205,59 +208,13 @@ def train(folder: Path, dataset: Dataset, seed: int, arguments: argparse.Namespa
     return out
 
 
-def encoded(run: Path, which: Which, samples: Sequence[Sample]) -> np.ndarray:
-    """Features of the newest checkpoint of a run."""
-    encoder, recipe = load_encoder(run, which=which)
-    return features(encoder, recipe, samples)
-
-
-def features(encoder: Encoder, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
-    """Mean of content tokens, float64 `[N, C]`: what `fovea embed` stores."""
-    return pooled_features(encoder, recipe, samples, torch.device("cpu")).double().numpy()
-
-
-def components(dataset: Dataset, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
-    """Coordinates of pooled, normalised volumes along the principal components of the training half."""
-    pixels = torch.cat([x.flatten(1) for x in _volumes(recipe, samples)])
-    is_train = torch.tensor([row.split == "train" for row in dataset.samples])
-    centred = pixels - pixels[is_train].mean(0)
-    *_, directions = torch.linalg.svd(centred[is_train], full_matrices=False)
-    return (centred @ directions[:COMPONENTS].T).double().numpy()
-
-
-def profiles(recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
-    """What there is to be found: A-scans averaged by 4 x 8, aligned at the lower edge, and their mean."""
-    found = []
-    for x_BDHW in _volumes(recipe, samples):
-        scans_BSH, edge_BS = lower_edge(x_BDHW)
-        places_BSH = edge_BS[..., None] + torch.arange(-ABOVE, BELOW)
-        aligned_BSH = scans_BSH.gather(2, places_BSH.clamp(0, scans_BSH.shape[-1] - 1))
-        found.append(aligned_BSH.mean(1))
-    return torch.cat(found).double().numpy()
-
-
-def causes(dataset: Dataset, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
-    """By what volumes differ: label, depth of the lower edge, mean and spread of grey levels; `[N, 4]`."""
-    depths = torch.cat([lower_edge(x_BDHW)[1].double().mean(1) for x_BDHW in _volumes(recipe, samples)])
-    levels = [(sample.volume.mean(), sample.volume.std()) for sample in samples]
-    return np.column_stack([labels_of(dataset), depths.numpy(), levels])
-
-
-def lower_edge(volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A-scans averaged by 4 x 8, `[B, S, H]`, and where each darkens most downwards, `[B, S]`."""
-    mean_BDHW = avg_pool3d(volumes[:, None], (4, 1, 8))[:, 0]
-    scans_BSH = mean_BDHW.permute(0, 1, 3, 2).flatten(1, 2)
-    sums_BSH = pad(scans_BSH, (1, 0)).cumsum(-1)
-    above_BSH = (sums_BSH[..., EDGE:] - sums_BSH[..., :-EDGE]) / EDGE
-    return scans_BSH, (above_BSH[..., :-EDGE] - above_BSH[..., EDGE:]).argmax(-1) + EDGE
-
-
-def _volumes(recipe: Recipe, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
-    for start in range(0, len(samples), BATCH):
-        yield prepare(samples[start : start + BATCH], recipe, torch.device("cpu")).x_BDHW
-
-
-def held_out(name: str, dataset: Dataset, sets: Sequence[np.ndarray], found: np.ndarray) -> Held:
+def held_out(
+    name: str,
+    dataset: Dataset,
+    sets: Sequence[np.ndarray],
+    found: np.ndarray,
+    again: Sequence[tuple[float, float]] = (),
+) -> Held:
     """Fit on the training half for each set of features, and look at the other half: a volume of each participant."""
     labels = labels_of(dataset)
     is_train = np.array([row.split == "train" for row in dataset.samples])
@@ -271,13 +228,8 @@ def held_out(name: str, dataset: Dataset, sets: Sequence[np.ndarray], found: np.
         labels=labels[~is_train],
         rank=float(np.mean([rankme(torch.from_numpy(one)) for one in unseen])),
         known=float(np.mean([known_share(one, found[~is_train]) for one in unseen])),
+        again=_mean(again),
     )
-
-
-def known_share(features: np.ndarray, found: np.ndarray) -> float:
-    """Share of the variance of features, over all channels, that is linear in `causes`."""
-    explained = LinearRegression().fit(found, features).predict(found)
-    return float(r2_score(features, explained, multioutput="variance_weighted"))
 
 
 def labels_of(dataset: Dataset) -> np.ndarray:
@@ -303,12 +255,13 @@ def score_table(held: Sequence[Held]) -> str:
     rows = []
     for one in held:
         shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
-        rows.append((one.name, len(one.right), *shown, f"{one.rank:.1f}", f"{one.known:.2f}"))
+        again = (f"{one.again[0]:.3f}", f"{one.again[1]:.1f}") if one.again else ("", "")
+        rows.append((one.name, len(one.right), *shown, f"{one.known:.2f}", f"{one.rank:.1f}", *again))
     more = "more than a random encoder"
     accuracy = f"balanced accuracy of {len(random.labels)} held out"
     head = ["features", "seeds", accuracy, more, "R2 of the label as a number", more]
-    head += ["RankMe", "known"]
-    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "", "", "")])
+    head += ["known", "RankMe", "repeats", "directions that repeat"]
+    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "", "", "", "", "")])
 
 
 def _beside(one: Held, other: Held, measure: Measure) -> tuple[str, str]:

@@ -2,12 +2,14 @@
 
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from manifests.cohort import STUDY_GROUPS
+from shards.schema import Sample
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import learning
@@ -42,8 +44,12 @@ def test_the_table_compares_with_the_random_encoder() -> None:
     text = learning.score_table([held("ours", LABELS >= 0), held(learning.RANDOM, LABELS == 0)])
     same = "1.000 (1.000 to 1.000)"
     assert len({line.count("|") for line in text.strip().splitlines()}) == 1
-    assert f"| ours | 1 | {same} | +0.500 (0.500 to 0.500) | {same} | +1.333 (1.333 to 1.333) | 7.0 | 0.50 |" in text
-    assert "| random encoder | 1 | 0.500 (0.500 to 0.500) |  | -0.333 (-0.333 to -0.333) |  | 7.0 | 0.50 |" in text
+    assert (
+        f"| ours | 1 | {same} | +0.500 (0.500 to 0.500) | {same} | +1.333 (1.333 to 1.333) | 0.50 | 7.0 |  |  |" in text
+    )
+    assert (
+        "| random encoder | 1 | 0.500 (0.500 to 0.500) |  | -0.333 (-0.333 to -0.333) |  | 0.50 | 7.0 |  |  |" in text
+    )
 
 
 def test_people_of_several_cohorts_count_together_and_by_themselves() -> None:
@@ -88,6 +94,25 @@ def test_what_is_known_of_volumes_explains_features_by_their_variance() -> None:
     known, unknown = rng.normal(size=(2000, 4)), rng.normal(size=(2000, 2))
     features = np.column_stack([3 * known[:, 0] + known[:, 3], unknown])
     assert learning.known_share(features, known) == pytest.approx(10 / 12, abs=0.03)
+
+
+def test_what_repeats_is_told_from_noise_however_many_directions_noise_has() -> None:
+    rng = np.random.default_rng(0)
+    anatomy = rng.normal(size=(400, 3)) @ (10 * np.linalg.qr(rng.normal(size=(30, 3)))[0].T)
+    one, other = (anatomy + rng.normal(size=(400, 30)) for _ in range(2))
+    share, directions = learning.repeating(one, other)
+    assert (share, directions) == (pytest.approx(300 / 330, abs=0.01), 3)
+    noise = [rng.normal(size=(400, 30)) for _ in range(2)]
+    share, directions = learning.repeating(*noise)
+    assert (share, directions) == (pytest.approx(0, abs=0.02), 0)
+
+
+def test_the_halves_of_a_volume_share_no_frame(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, (8, 32, 32))
+    one, other = (half[0].volume for half in learning.halves([sample]))
+    frames = sample.volume
+    np.testing.assert_array_equal(one, frames[[0, 1, 0, 1, 4, 5, 4, 5]])
+    np.testing.assert_array_equal(other, frames[[2, 3, 2, 3, 6, 7, 6, 7]])
 
 
 def test_half_of_each_study_group_is_held_out(tmp_path: Path) -> None:
