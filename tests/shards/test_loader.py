@@ -163,9 +163,9 @@ def test_nothing_is_read_to_go_on_in_the_middle_of_an_epoch(monkeypatch: pytest.
     monkeypatch.setattr("shards.loader.read_sample", read_row)
     order = RunOrder(rows=make_rows(10_000, shards=300), seed=1, batch=8)
     loader = Loader(dataset, order, start=8 * 700)
-    began = time.process_time()
+    began = time.thread_time()
     next(loader.batch())
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
     assert read == [order.at(8 * 700).row.key]
 
 

@@ -117,9 +117,9 @@ def test_ten_ranks_share_seven_shards_and_make_the_same_number_of_steps() -> Non
 
 def test_a_place_in_a_long_epoch_is_found_at_once() -> None:
     order = RunOrder(rows=make_rows(10_000, shards=300), seed=1, batch=64)
-    began = time.process_time()
+    began = time.thread_time()
     assert next(order.places(64 * 100)).position == 6400
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize(
