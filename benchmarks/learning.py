@@ -33,7 +33,6 @@ from train.encoder import Encoder
 from train.loop import pretrain
 from train.objective import build_encoder
 from train.recipe import load_recipe
-from train.run_folder import RunFolder
 
 SEEDS: Final = (0, 1, 2)
 COHORTS: Final = (2, 3)
@@ -197,10 +196,8 @@ def fovea(*words: object) -> None:
 
 
 def train(folder: Path, dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Path:
-    """A run of the recipe, what is there of it continued; one that is finished is taken as it is."""
+    """A run of the recipe, or what is there of it continued."""
     out = folder / f"run-{seed}"
-    if (RunFolder(path=out).read_summary() or {}).get("status") == "finished":
-        return out
     overrides = [*SIZES, *arguments.set, f"train.max_steps={arguments.steps}", f"train.seed={seed}"]
     labels = {row.key: row.study_group or "" for row in dataset.samples}
     pretrain(load_recipe("cpu-small", overrides), dataset, out, labels=labels)

@@ -8,7 +8,6 @@ for the probe of the device they are relative to the mean of their device over t
 Shapes: V volumes, C features, K classes.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from train.discriminant import Discriminant, balanced_accuracy
 from train.errors import RecipeError
 from train.groups import by_groups
 from train.objective import Networks, pooled_target
+from train.run_folder import lines_sha256
 from train.seeding import fold
 from train.signals import Stop
 
@@ -140,19 +140,15 @@ def plan_probes(train: Dataset, val: Dataset, labels: Labels | None, limit: int)
     found = {name: _task(name, fitted.samples, val.samples, class_of) for name, class_of in asked.items()}
     if not limit or not val.samples:
         found = {}
+    known = labels or {}
+    used = (f"{row.key} {known[row.key]}\n" for row in (*fitted.samples, *val.samples) if row.key in known)
     return Probes(
         fitted=fitted,
         scored=val,
         tasks=tuple(one for one in found.values() if isinstance(one, Task)),
         refused={name: one for name, one in found.items() if isinstance(one, str)},
-        labels_sha256=_sha256(labels, (*fitted.samples, *val.samples)) if isinstance(found.get(LABEL), Task) else None,
+        labels_sha256=lines_sha256(sorted(used)) if isinstance(found.get(LABEL), Task) else None,
     )
-
-
-def _sha256(labels: Labels | None, rows: Sequence[SampleRow]) -> str:
-    """Of the labels that are used."""
-    lines = sorted(f"{row.key} {labels[row.key]}\n" for row in rows if labels and row.key in labels)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def best_measure(recipe: Recipe, probes: Probes) -> str | None:

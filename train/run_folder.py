@@ -187,15 +187,16 @@ def _is_begun(path: Path) -> bool:
 
 def samples_sha256(samples: Sequence[SampleRow]) -> str:
     """Which samples: a hash over keys and contents, in key order."""
-    return _sha256(f"{row.key} {row.sha256}\n" for row in sorted(samples, key=lambda row: row.key))
+    return lines_sha256(f"{row.key} {row.sha256}\n" for row in sorted(samples, key=lambda row: row.key))
 
 
 def placed_sha256(samples: Sequence[SampleRow]) -> str:
     """Which samples, and in which shards: the order of an epoch follows from both (docs/adr/0013)."""
-    return _sha256(f"{row.key} {row.sha256} {row.shard}\n" for row in sorted(samples, key=lambda row: row.key))
+    return lines_sha256(f"{row.key} {row.sha256} {row.shard}\n" for row in sorted(samples, key=lambda row: row.key))
 
 
-def _sha256(lines: Iterable[str]) -> str:
+def lines_sha256(lines: Iterable[str]) -> str:
+    """A hash over lines of text, in their order."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode())
