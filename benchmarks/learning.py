@@ -19,7 +19,17 @@ from typing import Final
 import numpy as np
 import torch
 from figures import ROOT, put, table
-from learning_features import COMPONENTS, causes, components, features, halves, known_share, profiles, repeating
+from learning_features import (
+    COMPONENTS,
+    Repeating,
+    causes,
+    components,
+    features,
+    halves,
+    known_share,
+    profiles,
+    repeating,
+)
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -68,7 +78,7 @@ class Held:
     labels: np.ndarray
     rank: float
     known: float
-    again: tuple[float, float] | None = None
+    again: Repeating | None = None
 
     def accuracy(self, drawn: Drawn = EVERYONE) -> float:
         """Balanced over classes, mean over seeds."""
@@ -157,9 +167,9 @@ def joined(cohorts: Sequence[Cohort]) -> list[Held]:
     ]
 
 
-def _mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Of each place; None of none."""
-    return tuple(np.mean(pairs, axis=0).tolist()) if pairs else None
+def _mean(found: Sequence[Repeating]) -> Repeating | None:
+    """Of each number; None of none."""
+    return Repeating(*np.mean(found, axis=0).tolist()) if found else None
 
 
 def make_dataset(folder: Path, eyes: int, arguments: argparse.Namespace) -> Path:
@@ -210,7 +220,7 @@ def held_out(
     dataset: Dataset,
     sets: Sequence[np.ndarray],
     found: np.ndarray,
-    again: Sequence[tuple[float, float]] = (),
+    again: Sequence[Repeating] = (),
 ) -> Held:
     """Fit on the training half for each set of features, and look at the other half: a volume of each participant."""
     labels = labels_of(dataset)
@@ -252,13 +262,13 @@ def score_table(held: Sequence[Held]) -> str:
     rows = []
     for one in held:
         shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
-        again = (f"{one.again[0]:.3f}", f"{one.again[1]:.1f}") if one.again else ("", "")
-        rows.append((one.name, len(one.right), *shown, f"{one.known:.2f}", f"{one.rank:.1f}", *again))
+        again = one.again and (f"{one.again.share:.3f}", f"{one.again.directions:.1f}", f"{one.again.rank:.1f}")
+        rows.append((one.name, len(one.right), *shown, f"{one.known:.2f}", f"{one.rank:.1f}", *(again or ("", "", ""))))
     more = "more than a random encoder"
     accuracy = f"balanced accuracy of {len(random.labels)} held out"
     head = ["features", "seeds", accuracy, more, "R2 of the label as a number", more]
-    head += ["known", "RankMe", "repeats", "directions that repeat"]
-    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", "", "", "", "", "")])
+    head += ["known", "RankMe", "repeats", "directions that repeat", "their RankMe"]
+    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", *[""] * 6)])
 
 
 def _beside(one: Held, other: Held, measure: Measure) -> tuple[str, str]:

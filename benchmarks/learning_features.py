@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import entropy
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from torch.nn.functional import avg_pool3d, pad
@@ -53,20 +54,31 @@ def _without(volume: np.ndarray, first: int) -> np.ndarray:
     return volume[frames - frames % 4 + first + frames % 2]
 
 
-def repeating(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+class Repeating(NamedTuple):
+    """What of features is there again in other speckle."""
+
+    share: float
+    """Of their variance."""
+    directions: float
+    """In how many it lies; a mean where it is over seeds."""
+    rank: float
+    """RankMe of those directions alone."""
+
+
+def repeating(one: np.ndarray, other: np.ndarray) -> Repeating:
     """What of features `[N, C]` is there again in those of the other halves of the same volumes.
 
-    Noise of its own in each half adds nothing to their covariance but chance, which is as often negative. That is
-    cross-validated PCA (Stringer et al. 2019, "High-dimensional geometry of population responses in visual cortex").
-
-    Returns:
-        the share of variance, and the number of directions: eigenvalues over twice the most negative one.
+    Noise of its own in each half adds nothing to their covariance but chance, which is as often negative: directions
+    are its eigenvalues over twice the most negative one. That is cross-validated PCA (Stringer et al. 2019,
+    "High-dimensional geometry of population responses in visual cortex").
     """
     first, second = one - one.mean(0), other - other.mean(0)
     shared = (first.T @ second + second.T @ first) / 2
     eigenvalues = np.linalg.eigvalsh(shared)
     share = np.trace(shared) / ((first**2).sum() + (second**2).sum()) * 2
-    return float(share), int((eigenvalues > 2 * abs(min(eigenvalues[0], 0.0))).sum())
+    found = eigenvalues[eigenvalues > 2 * abs(min(eigenvalues[0], 0.0))]
+    rank = np.exp(entropy(np.sqrt(found))) if len(found) else 0.0
+    return Repeating(float(share), len(found), float(rank))
 
 
 def components(dataset: Dataset, recipe: Recipe, samples: Sequence[Sample]) -> np.ndarray:
