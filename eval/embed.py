@@ -18,8 +18,8 @@ from train.checkpoint import (
     STATE_FILE,
     Checkpoint,
     Choice,
+    checkpoint_folders,
     load_encoder,
-    newest_checkpoint,
     open_checkpoint,
 )
 from train.device import open_device
@@ -80,12 +80,9 @@ def find_checkpoint(run: Path, choice: Choice = "newest") -> Checkpoint:
         CheckpointError: if a checkpoint is damaged, or no best one was chosen.
         EmbeddingsError: if there is none.
     """
-    if choice == "best" or (run / STATE_FILE).is_file():
+    if choice == "best" or (run / STATE_FILE).is_file() or checkpoint_folders(run / CHECKPOINTS):
         return open_checkpoint(run, choice)
-    newest = newest_checkpoint(run / CHECKPOINTS).checkpoint
-    if newest is None:
-        raise EmbeddingsError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
-    return newest
+    raise EmbeddingsError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
 
 
 def describe(job: EmbedJob, dataset: Dataset, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from manifests.cohort import STUDY_GROUPS
+
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
 Confusion = npt.NDArray[np.int64]
@@ -65,7 +67,7 @@ def score(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) 
         balanced_accuracy=macro(recall),
         macro_auroc=macro(auroc),
         macro_f1=macro(f1),
-        quadratic_kappa=quadratic_kappa(table),
+        quadratic_kappa=quadratic_kappa(table, grades(classes)),
         brier=brier(labels, probabilities),
         calibration_error=calibration_error(labels, probabilities),
         recall=recall,
@@ -121,9 +123,18 @@ def auroc_of(is_class: npt.NDArray[np.bool_], probability: npt.NDArray[np.float6
     return Metric(value=float(below.sum() / (2 * len(members) * len(others))))
 
 
-def quadratic_kappa(table: Confusion) -> Metric:
-    """Cohen's kappa with squared distance between classes as weight: 1 perfect, 0 what the marginals alone give."""
-    distance = np.square(np.subtract.outer(np.arange(len(table)), np.arange(len(table))))
+def grades(classes: Sequence[str]) -> Labels:
+    """How severe each class is, `[K]`: study groups by their place among all, others by the order that they come in.
+
+    So a group that a cohort lacks still lies between its neighbours, and kappas of cohorts compare.
+    """
+    known = set(classes) <= set(STUDY_GROUPS)
+    return np.array([STUDY_GROUPS.index(name) if known else place for place, name in enumerate(classes)], np.int64)
+
+
+def quadratic_kappa(table: Confusion, grades: Labels) -> Metric:
+    """Cohen's kappa with squared distance between grades as weight: 1 perfect, 0 what the marginals alone give."""
+    distance = np.square(np.subtract.outer(grades, grades))
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(1, table.sum())
     disagreement = _ratio(
         (distance * table).sum(), (distance * expected).sum(), "truth and prediction are one and the same class"

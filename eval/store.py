@@ -4,9 +4,12 @@
     EMB.zarr/intensity  float32 [N, 6]   mean, std, min, max, p01, p99 of the grey levels, for a baseline
     EMB.zarr/key, participant_id, ...    strings [N]
 
-Its attributes say which encoder, which dataset and which code made it.
+Its attributes say which encoder, which dataset and which code made it, and the hash of what is in it: a chunk that is
+missing would be read as zeros.
 """
 
+import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ import zarr
 from eval.errors import EmbeddingsError
 
 FORMAT: Final = "fovea-embeddings-1"
+HASH: Final = "arrays_sha256"
 INTENSITY_COLUMNS: Final = ("mean", "std", "min", "max", "p01", "p99")
 
 Matrix = npt.NDArray[np.float32]
@@ -117,12 +121,27 @@ def check_replaceable(path: Path, attributes: Mapping[str, Any], *, force: bool)
 
 
 def _write(path: Path, embeddings: Embeddings) -> None:
-    group = zarr.open_group(path, mode="w-", zarr_format=3, attributes={"format": FORMAT, **embeddings.attributes})
+    group = zarr.open_group(path, mode="w-", zarr_format=3, attributes=_attributes(embeddings))
     group.create_array("features", data=np.ascontiguousarray(embeddings.features, np.float32))
     group.create_array("intensity", data=np.ascontiguousarray(embeddings.intensity, np.float32))
     for name, values in embeddings.columns.items():
         column = group.create_array(name, shape=(len(values),), dtype=str)
         column[:] = np.array(values, dtype=np.dtypes.StringDType())
+
+
+def _attributes(embeddings: Embeddings) -> dict[str, Any]:
+    return {"format": FORMAT, **embeddings.attributes, HASH: _sha256(embeddings)}
+
+
+def _sha256(embeddings: Embeddings) -> str:
+    """Of all arrays, whatever their chunks."""
+    digest = hashlib.sha256(
+        json.dumps({name: list(cells) for name, cells in sorted(embeddings.columns.items())}).encode()
+    )
+    for matrix in (embeddings.features, embeddings.intensity):
+        digest.update(f"{matrix.shape}".encode())
+        digest.update(np.ascontiguousarray(matrix, "<f4").data)
+    return digest.hexdigest()
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -131,25 +150,38 @@ def read_attributes(path: Path) -> dict[str, Any]:
     Raises:
         EmbeddingsError: if there is no store of this format.
     """
-    group = _open(path)
-    return {name: value for name, value in group.attrs.items() if name != "format"}
+    return _own_attributes(_open(path))
+
+
+def _own_attributes(group: zarr.Group) -> dict[str, Any]:
+    return {name: value for name, value in group.attrs.items() if name not in ("format", HASH)}
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """Open a store.
 
     Raises:
-        EmbeddingsError: if there is no store of this format, or an array is missing or does not fit.
+        EmbeddingsError: if there is no store of this format, or it is not as it was written.
     """
     group = _open(path)
+    try:
+        found = _read(group)
+    except Exception as error:  # codecs of zarr have exceptions of their own, and plain RuntimeErrors
+        raise EmbeddingsError(f"{path} is damaged ({error}): make it again with `fovea embed`.") from error
+    if group.attrs.get(HASH) != _sha256(found):
+        raise EmbeddingsError(f"{path} is not as it was written: make it again with `fovea embed`.")
+    return found
+
+
+def _read(group: zarr.Group) -> Embeddings:
     missing = [name for name in ("features", "intensity", *TEXT_COLUMNS) if name not in group]
     if missing:
-        raise EmbeddingsError(f"{path} lacks {', '.join(missing)}: make it again with `fovea embed`.")
+        raise EmbeddingsError(f"it lacks {', '.join(missing)}")
     return Embeddings(
         features=_array(group, "features"),
         intensity=_array(group, "intensity"),
         columns={name: tuple(str(value) for value in _array(group, name)) for name in TEXT_COLUMNS},
-        attributes=read_attributes(path),
+        attributes=_own_attributes(group),
     )
 
 

@@ -36,7 +36,7 @@ def command(
     from shards.reader import open_dataset, read_sample
 
     opened = open_dataset(dataset)
-    sample = read_sample(opened, opened.find(key), check=True)
+    sample = read_sample(opened, opened.find(key))
     if png is not None:
         _write_png(sample, png)
         say(f"wrote {png}")

@@ -1,5 +1,6 @@
 """The audit: does every input file have exactly one row, and do all tables tell the same story?"""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,6 +173,8 @@ def _read_rows(place: Place, columns: Sequence[str]) -> list[dict[str, str]]:
         rows = read_csv(data)
     except UnicodeDecodeError as error:
         raise AuditError(f"{path} is not UTF-8: it was changed after it was written.") from error
+    except csv.Error as error:
+        raise AuditError(f"{path} is no CSV ({error}): it was changed after it was written.") from error
     header = data.split(b"\r\n", 1)[0].decode()
     if header.split(",") != list(columns):
         raise AuditError(f"{path} has the columns {header}, not {','.join(columns)}.")

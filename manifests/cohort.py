@@ -101,14 +101,20 @@ def _rows(data: bytes, name: str) -> Iterable[tuple[int, dict[str, str]]]:
         ) from error
     header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ",")
-    columns = [column.strip() for column in next(reader, [])]
-    _check_columns(columns, name)
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(columns):
-            raise CohortError(f"{name}, line {reader.line_num}: {len(cells)} cells under {len(columns)} column names.")
-        yield reader.line_num, dict(zip(columns, (cell.strip() for cell in cells), strict=True))
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+        _check_columns(columns, name)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, _by_column(columns, cells, f"{name}, line {reader.line_num}")
+    except csv.Error as error:  # of a quote that nobody closes
+        raise CohortError(f"{name}, line {reader.line_num}: {error}.") from error
+
+
+def _by_column(columns: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+    if len(cells) != len(columns):
+        raise CohortError(f"{where}: {len(cells)} cells under {len(columns)} column names.")
+    return dict(zip(columns, (cell.strip() for cell in cells), strict=True))
 
 
 def _check_columns(columns: Sequence[str], name: str) -> None:

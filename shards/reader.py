@@ -208,13 +208,11 @@ def _unreadable(path: str, error: Exception) -> DatasetUnreadableError:
     return DatasetUnreadableError(f"{path} cannot be read ({said}); check permissions, credentials and the network.")
 
 
-def read_sample(dataset: Dataset, row: SampleRow, *, check: bool = False) -> Sample:
+def read_sample(dataset: Dataset, row: SampleRow) -> Sample:
     """Read one sample with a single ranged read of its two members. The volume owns its memory, and is writable.
 
-    Args:
-        dataset: where the shard lies.
-        row: the sample.
-        check: also compare the sha256 of the sample, which takes several times as long as reading it.
+    Its sha256 is compared, always: that takes 6 ms of a volume of 9.4 MB, or 20 ms where a CPU has no instructions for
+    it, and a flipped bit in the metadata would scale all voxels.
 
     Raises:
         DatasetCorruptError: naming shard and key, if the bytes are not those of the sample.
@@ -224,7 +222,7 @@ def read_sample(dataset: Dataset, row: SampleRow, *, check: bool = False) -> Sam
     span = _read_range(dataset, row, start, stop - start)
     meta_payload = span[row.meta_offset - start :][: row.meta_bytes]
     volume_payload = span[row.volume_offset - start :][: row.volume_bytes]
-    if check and sample_sha256(volume_payload, meta_payload) != row.sha256:
+    if sample_sha256(volume_payload, meta_payload) != row.sha256:
         raise _corrupt(dataset, row, "its sha256 is not the committed one")
     try:
         return Sample(meta=_decode_meta(row, meta_payload), volume=decode_volume(volume_payload))
@@ -233,7 +231,7 @@ def read_sample(dataset: Dataset, row: SampleRow, *, check: bool = False) -> Sam
 
 
 def read_meta(dataset: Dataset, row: SampleRow) -> SampleMeta:
-    """Read the metadata of one sample without its voxels.
+    """Read the metadata of one sample without its voxels, and so without its hash: what is in the row, too, must agree.
 
     Raises:
         DatasetCorruptError: naming shard and key, if the bytes are not those of the sample.
@@ -248,6 +246,10 @@ def _decode_meta(row: SampleRow, payload: memoryview) -> SampleMeta:
     meta = decode_meta(payload)
     if meta.key != row.key:
         raise SchemaError(f"the metadata there is of sample {meta.key!r}.")
+    spacing = (row.spacing_d_mm, row.spacing_h_mm, row.spacing_w_mm)
+    theirs = (row.split, row.device, row.laterality, row.content_tokens, spacing)
+    if (meta.split, meta.device, meta.laterality, meta.content_tokens, meta.spacing_mm) != theirs:
+        raise SchemaError("the metadata there is not that of samples.csv.")
     return meta
 
 

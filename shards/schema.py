@@ -103,6 +103,8 @@ class SampleMeta:
             raise SchemaError(f"{self.key}: split {self.split!r} or device {self.device!r} is not known.")
         if not all(math.isfinite(s) and s > 0 for s in self.spacing_mm):
             raise SchemaError(f"{self.key}: spacing {self.spacing_mm} mm must be finite and positive.")
+        if len(self.spacing_mm) != 3 or not _is_box(self.content_box):
+            raise SchemaError(f"{self.key}: spacing and content box have three axes, with a start and a stop of each.")
 
     def to_json(self) -> bytes:
         """UTF-8 JSON with sorted keys: the same values give the same bytes."""
@@ -123,8 +125,12 @@ class SampleMeta:
             converted = {name: _as_tuples(value) for name, value in values.items()}
             converted["intensity"] = IntensityStats(**values["intensity"])
             return cls(**converted)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise SchemaError(f"meta.json does not fit the schema: {error}.") from error
+
+
+def _is_box(value: Any) -> bool:
+    return len(value) == 3 and all(len(pair) == 2 and all(isinstance(place, int) for place in pair) for pair in value)
 
 
 def _as_tuples(value: Any) -> Any:

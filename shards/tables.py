@@ -12,8 +12,8 @@ from shards.errors import SchemaError
 
 Row = TypeVar("Row")
 
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
-"""A text cell that starts so is written with an apostrophe before it, so that no spreadsheet runs it."""
+INERT_MARK: Final = "'"
+"""Written before a text cell that a spreadsheet would run, and before one that starts with it (`manifests.store`)."""
 
 
 def parse_rows(name: str, data: bytes, row_type: type[Row]) -> tuple[Row, ...]:
@@ -25,10 +25,13 @@ def parse_rows(name: str, data: bytes, row_type: type[Row]) -> tuple[Row, ...]:
     kinds = typing.get_type_hints(row_type)
     columns = [field.name for field in dataclasses.fields(typing.cast("Any", row_type))]
     lines = csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""))
-    header = next(lines, [])
-    if header != columns:
-        raise SchemaError(f"{name} has the columns {', '.join(header)}; expected {', '.join(columns)}.")
-    return tuple(_row(f"{name} line {lines.line_num}", cells, row_type, kinds) for cells in lines)
+    try:
+        header = next(lines, [])
+        if header != columns:
+            raise SchemaError(f"{name} has the columns {', '.join(header)}; expected {', '.join(columns)}.")
+        return tuple(_row(f"{name} line {lines.line_num}", cells, row_type, kinds) for cells in lines)
+    except csv.Error as error:
+        raise SchemaError(f"{name} line {lines.line_num}: {error}.") from error
 
 
 def _row(where: str, cells: Sequence[str], row_type: type[Row], kinds: dict[str, Any]) -> Row:
@@ -47,4 +50,4 @@ def _value(cell: str, kind: Any) -> Any:
             return None
     if kind is not str:
         return kind(cell)
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
+    return cell.removeprefix(INERT_MARK)

@@ -148,17 +148,21 @@ def _check_manifests(
 
 
 def _parse_tables(manifests: Mapping[str, bytes | None]) -> _Tables:
-    sources = _text_rows(manifests["sources.csv"])
+    sources = _text_rows("sources.csv", manifests)
     return _Tables(
         samples=parse_rows("samples.csv", manifests["samples.csv"] or b"", SampleRow),
         shards=parse_rows("shards.csv", manifests["shards.csv"] or b"", ShardRow),
         sources=sources,
-        num_rejected_rows=len(_text_rows(manifests["rejected.csv"])),
+        num_rejected_rows=len(_text_rows("rejected.csv", manifests)),
     )
 
 
-def _text_rows(data: bytes | None) -> tuple[dict[str, str], ...]:
-    return tuple(csv.DictReader(io.StringIO((data or b"").decode("utf-8", "replace"), newline="")))
+def _text_rows(name: str, manifests: Mapping[str, bytes | None]) -> tuple[dict[str, str], ...]:
+    text = (manifests[name] or b"").decode("utf-8", "replace")
+    try:
+        return tuple(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise SchemaError(f"{name}: {error}.") from error
 
 
 def _check_accounts(counts: Any, tables: _Tables) -> Iterator[Problem]:
@@ -181,7 +185,7 @@ def _check_accounts(counts: Any, tables: _Tables) -> Iterator[Problem]:
         yield Problem(file="manifests/sources.csv", what=f"has a status other than {', '.join(STATUSES)}")
     if tables.num_rejected_rows != len(tables.sources) - by_status["accepted"]:
         yield Problem(file="manifests/rejected.csv", what="does not hold all rows of sources.csv that are not accepted")
-    accepted = Counter(row["key"] for row in tables.sources if row.get("status") == "accepted")
+    accepted = Counter(row.get("key") for row in tables.sources if row.get("status") == "accepted")
     if accepted != Counter(row.key for row in tables.samples):
         yield Problem(file="manifests/samples.csv", what="does not hold exactly the accepted files of sources.csv")
     per_shard = Counter(row.shard for row in tables.samples)

@@ -1,5 +1,6 @@
 """Copies of checkpoints in a bucket or another folder: whole when their `state.json` is there, and found on resume."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from train.run_folder import WANDB_FILE, WANDB_RUN, RunFolder, write_text
 
 ROWS_FILE: Final = "metrics.jsonl"
 """The rows up to the checkpoint, in the copy: a run's curve is to outlive its machine."""
+ROWS_HASH_FILE: Final = "metrics.sha256"
+"""Their hash, as `sha256sum --check` reads it: `state.json` is the checkpoint's own, and knows of no rows."""
 
 Sizes = Mapping[str, int]
 
@@ -77,6 +80,7 @@ class Copies:
             with (checkpoint / name).open("rb") as file:
                 publish((target / name).url, file, replace=True)
         publish((target / ROWS_FILE).url, rows.encode(), replace=True)
+        publish((target / ROWS_HASH_FILE).url, _hash_line(rows.encode()), replace=True)
         publish((target / STATE_FILE).url, state, replace=True)
         if best is not None:
             publish((self.place / BEST_FILE).url, best.to_line().encode(), replace=True)
@@ -127,7 +131,7 @@ class Copies:
             for file in (*FILES, STATE_FILE):
                 _download(place / file, temporary / file, files[file])
             read_checkpoint(temporary)
-            said = _bring_rows(place / ROWS_FILE, files.get(ROWS_FILE), run) if rows else ""
+            said = _bring_rows(place, files, run) if rows else ""
             publish_folder(temporary, run.checkpoints / name)
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(temporary), place.url)) from error
@@ -366,12 +370,17 @@ def _download(place: Place, path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def _bring_rows(place: Place, size: int | None, run: RunFolder) -> str:
-    """Put the rows into the run folder; what to say of it."""
-    if size is None:
-        return f", without the rows before it: there is no {place.url}"
-    try:
-        run.put_rows(read_bytes(place, size).decode())
-    except ValueError as error:
-        return f", without the rows before it: {place.url} cannot be read ({error})"
+def _bring_rows(place: Place, files: Sizes, run: RunFolder) -> str:
+    """Put the rows of a copy into the run folder, if they are those that were copied; what to say of it."""
+    for name in (ROWS_FILE, ROWS_HASH_FILE):
+        if name not in files:
+            return f", without the rows before it: there is no {(place / name).url}"
+    rows = read_bytes(place / ROWS_FILE, files[ROWS_FILE])
+    if read_bytes(place / ROWS_HASH_FILE, files[ROWS_HASH_FILE]) != _hash_line(rows):
+        return f", without the rows before it: {(place / ROWS_FILE).url} is not what was copied"
+    write_text(run.metrics, rows.decode())
     return ", with the rows up to it"
+
+
+def _hash_line(rows: bytes) -> bytes:
+    return f"{hashlib.sha256(rows).hexdigest()}  {ROWS_FILE}\n".encode()

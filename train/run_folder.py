@@ -87,15 +87,6 @@ class RunFolder:
         """The rows up to a step, as `metrics.jsonl` has them."""
         return "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
 
-    def put_rows(self, text: str) -> None:
-        """Let `metrics.jsonl` be this text, of a copy.
-
-        Raises:
-            ValueError: if it is not made of rows.
-        """
-        rows = list(_whole_rows(text))
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=2, sort_keys=True) + "\n")
 

@@ -105,6 +105,17 @@ def test_a_run_without_a_whole_checkpoint_is_refused(run_folder: Path, small_dat
     assert not (tmp_path / "e.zarr").exists()
 
 
+def test_a_newest_checkpoint_that_is_damaged_is_passed_over_and_named(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Path(shutil.copytree(run_folder, tmp_path / "run")) / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
+    weights = checkpoints / "step-00000007/target.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert find_checkpoint(tmp_path / "run").step == 0
+    assert f"passed over a checkpoint: {weights.parent}" in caplog.text
+
+
 def test_a_dataset_without_samples_is_refused(
     run_folder: Path, make_dataset: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from sklearn.metrics import (
 )
 
 from eval.metrics import Labels, Metric, Probabilities, Scores, calibration_error, score
+from manifests.cohort import STUDY_GROUPS
 
 NAMES = ("healthy", "pre", "oral", "insulin")
 
@@ -92,6 +93,18 @@ def test_metrics_of_a_hand_made_example() -> None:
     assert scores.brier.value == pytest.approx(2 * (0.01 + 0.04 + 0.36 + 0.09) / 4)
     assert scores.quadratic_kappa.value == pytest.approx(0.5)
     assert scores.macro_auroc.value == pytest.approx(1.0)
+
+
+def test_a_study_group_that_nobody_is_in_still_lies_between_its_neighbours() -> None:
+    """Of healthy people and of those on oral medication one each is called the other: two grades apart, not one."""
+    groups = (STUDY_GROUPS[0], STUDY_GROUPS[2], STUDY_GROUPS[3])
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    called = np.array([0, 1, 0, 1, 2, 2])
+    kappa = score(labels, np.eye(3)[called], groups).quadratic_kappa.value
+    places = np.array([0, 2, 3])
+    expected = cohen_kappa_score(places[labels], places[called], labels=[0, 1, 2, 3], weights="quadratic")
+    assert kappa == pytest.approx(expected)
+    assert score(labels, np.eye(3)[called], ("a", "b", "c")).quadratic_kappa.value != pytest.approx(expected)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:

@@ -120,3 +120,18 @@ def test_a_store_that_lost_an_array_is_refused(tmp_path: Path) -> None:
     del zarr.open_group(tmp_path / "e.zarr", mode="a")["split"]
     with pytest.raises(EmbeddingsError, match="lacks split"):
         read_embeddings(tmp_path / "e.zarr")
+
+
+@pytest.mark.parametrize("chunk", ["features/c/0/0", "intensity/c/0/0", "split/c/0", "features/zarr.json"])
+def test_a_store_that_is_not_as_it_was_written_is_refused(tmp_path: Path, chunk: str) -> None:
+    """A missing chunk would be zeros, or empty texts; a flipped bit, other numbers."""
+    path = tmp_path / "e.zarr"
+    write_embeddings(path, embeddings())
+    whole = (path / chunk).read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-9] + b"\x01" + whole[-8:]):
+        (path / chunk).write_bytes(damaged)
+        with pytest.raises(EmbeddingsError, match="make it again with `fovea embed`"):
+            read_embeddings(path)
+    (path / chunk).unlink()
+    with pytest.raises(EmbeddingsError, match="make it again with `fovea embed`"):
+        read_embeddings(path)

@@ -250,6 +250,9 @@ def test_missing_and_changed_tables_are_one_sentence(dataset: str, tmp_path: Pat
     table.write_bytes(b"\xff")
     with pytest.raises(AuditError, match="not UTF-8"):
         audit(dataset)
+    table.write_bytes(b'"' + b"x" * 140_000)
+    with pytest.raises(AuditError, match="is no CSV"):
+        audit(dataset)
 
 
 def test_a_cut_line_is_found(dataset: str) -> None:

@@ -94,6 +94,7 @@ def test_missing_optional_columns_and_empty_cells_are_none() -> None:
         (HEADER + "1001\tUW\thealthy\told\ttrain\n", "age 'old' is not a number of years"),
         (HEADER + "1001\tUW\thealthy\tnan\ttrain\n", "age 'nan' is not a number of years"),
         (HEADER + "1001\tUW\thealthy\n", "line 2: 3 cells under 5 column names"),
+        (HEADER + '1001\tUW\thealthy\t"' + "x" * 140_000, "line 2: field larger than field limit"),
     ],
 )
 def test_a_file_that_is_not_as_documented_ends_in_one_sentence(data: str, sentence: str) -> None:

@@ -126,6 +126,26 @@ def test_tables_that_cannot_be_read(folder):
     assert any(file == "manifests" and "No shard could be checked" in what for file, what in found)
 
 
+@pytest.mark.parametrize("table", ["sources", "rejected", "samples", "shards"])
+def test_any_changed_bit_of_a_table_is_told(folder, table):
+    """A bit of every third byte of the header and of the first rows: a column may lose its name, a quote may open."""
+    path = folder / f"manifests/{table}.csv"
+    data = path.read_bytes()
+    for place in range(0, min(len(data), 700), 3):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 7]) + data[place + 1 :])
+        assert (f"manifests/{table}.csv", "differs from what was committed") in problems(folder)
+
+
+@pytest.mark.parametrize("table", ["sources", "rejected", "samples", "shards"])
+def test_a_quote_that_opens_before_much_text(folder, table):
+    """Python's reader takes cells of up to 131,072 characters."""
+    path = folder / f"manifests/{table}.csv"
+    path.write_bytes(path.read_bytes() + b'"' + b"x" * 140_000)
+    found = problems(folder)
+    assert ("manifests", f"{table}.csv") in [(file, what[: len(table) + 4]) for file, what in found]
+    assert (f"manifests/{table}.csv", "differs from what was committed") in found
+
+
 def test_a_manifest_that_lies_about_a_sample(folder):
     path = folder / "manifests/samples.csv"
     row = open_dataset(folder).samples[0]

@@ -33,7 +33,7 @@ from train.recorder import Listener
 from train.run_folder import RunFolder, open_run
 
 TIMED = ("volumes_per_s", "tflops", "data_wait", "peak_memory_bytes")
-NAMES = {"encoder.safetensors", "target.safetensors", "state.safetensors", "state.json", "metrics.jsonl"}
+NAMES = {"encoder.safetensors", "target.safetensors", "state.safetensors", "state.json", "metrics.jsonl", "metrics.sha256"}
 AWAY = Plan(share=1.0, faults=(Fault.UNAVAILABLE,))
 
 
@@ -183,9 +183,13 @@ def test_rows_that_are_lost_or_damaged_are_said_and_do_not_stop_a_run(
     copies: Path, tiny_dataset: str, tmp_path: Path
 ) -> None:
     rows = copies / "step-00000006/metrics.jsonl"
-    rows.write_bytes(b"\xff\n")
-    said, _ = bring(copies, tmp_path / "damaged", tiny_dataset)
-    assert f"without the rows before it: {rows} cannot be read" in said[0]
+    whole = rows.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    for number, damaged in enumerate((whole[:-9], whole[: -len(last)], whole.replace(b"1", b"3", 1), b"\xff\n", b"")):
+        rows.write_bytes(damaged)
+        said, run = bring(copies, tmp_path / f"damaged-{number}", tiny_dataset)
+        assert f"without the rows before it: {rows} is not what was copied" in said[0]
+        assert run.rows() == []
     rows.unlink()
     said, run = bring(copies, tmp_path / "lost", tiny_dataset)
     assert said == [f"brought {rows.parent} to the run folder, without the rows before it: there is no {rows}."]
