@@ -56,13 +56,15 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
         progress: called with the number of volumes done and in all, after each batch.
 
     Raises:
-        EmbeddingsError: if `out` holds something else, the dataset is empty, or features are not finite.
+        EmbeddingsError: if `out` holds something else, the dataset is empty or of another geometry than the run's, or
+            features are not finite.
         CheckpointError: if there is no checkpoint that is whole, or no best one was chosen.
     """
     dataset = open_dataset(job.dataset)
     if not dataset.samples:
         raise EmbeddingsError(f"{job.dataset} holds no samples: there is nothing to embed.")
     checkpoint = find_checkpoint(job.run, job.choice)
+    check_geometry(checkpoint, dataset)
     attributes = describe(job, dataset, checkpoint)
     check_replaceable(job.out, attributes, force=job.force)
     features, intensity = _features(job, dataset, checkpoint, progress)
@@ -83,6 +85,20 @@ def find_checkpoint(run: Path, choice: Choice = "newest") -> Checkpoint:
     if choice == "best" or (run / STATE_FILE).is_file() or checkpoint_folders(run / CHECKPOINTS):
         return open_checkpoint(run, choice)
     raise EmbeddingsError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
+
+
+def check_geometry(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Grids of different geometries have one shape, and voxels of which one may be three times the other.
+
+    Raises:
+        EmbeddingsError: if the encoder has learned from volumes of another geometry.
+    """
+    learned, given = checkpoint.recipe.data.geometry, dataset.info["geometry"].get("name")
+    if learned not in (None, given):
+        raise EmbeddingsError(
+            f"{dataset.url} is of geometry {given}, the encoder learned from {learned}: its features would be of other "
+            f"lengths; ingest with --geometry {learned}."
+        )
 
 
 def describe(job: EmbedJob, dataset: Dataset, checkpoint: Checkpoint) -> dict[str, Any]:

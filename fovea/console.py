@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO, TypeVar
@@ -45,30 +44,44 @@ def inert(text: str) -> str:
 
 def say(line: str) -> None:
     """One plain line on standard output."""
+    _write(sys.stdout, line)
+
+
+def note(line: str) -> None:
+    """One plain line on standard error: what is going on, beside the result."""
+    _write(sys.stderr, line)
+
+
+def _write(stream: TextIO, line: str) -> None:
     erase = ERASE_LINE if line.startswith(ERASE_LINE) else ""
-    sys.stdout.write(erase + inert(line.removeprefix(ERASE_LINE)) + "\n")
-    sys.stdout.flush()
+    stream.write(erase + inert(line.removeprefix(ERASE_LINE)) + "\n")
+    stream.flush()
 
 
 def lasting(speak: Callable[[T], None]) -> Callable[[T], None]:
-    """The same, but when who listened has gone, as at the end of a pipe, the rest is said to nobody: work goes on."""
+    """The same, but when who listened has gone, the rest is said to nobody: work goes on.
+
+    So it is at the end of a pipe, at a terminal that was closed, and on a disk for logs that is full.
+    """
 
     def said(what: T) -> None:
         try:
             speak(what)
-        except BrokenPipeError:
+        except OSError:
             for stream in (sys.stdout, sys.stderr):
-                if _has_nobody(stream):
+                if _is_stuck(stream):
                     _to_nowhere(stream)
 
     return said
 
 
-def _has_nobody(stream: TextIO) -> bool:
-    """Whether it is a pipe whose reader has gone."""
-    poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+def _is_stuck(stream: TextIO) -> bool:
+    """Whether it still holds what it could not write."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _to_nowhere(stream: TextIO) -> None:
@@ -76,9 +89,3 @@ def _to_nowhere(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def note(line: str) -> None:
-    """One plain line on standard error: what is going on, beside the result."""
-    sys.stderr.write(inert(line) + "\n")
-    sys.stderr.flush()

@@ -131,11 +131,15 @@ def _verify_and_audit(out: Path) -> "AuditReport":
 
 def _pretrain(out: Path, seed: int) -> Mapping[str, Any]:
     from shards.reader import open_dataset
+    from train.errors import TrainingStoppedError
     from train.loop import pretrain
     from train.recipe import load_recipe
 
     recipe = load_recipe(RECIPE, [f"train.seed={seed}"])
-    return pretrain(recipe, open_dataset(str(out / "dataset")), out / "run", _listener(recipe.train.max_steps))
+    try:
+        return pretrain(recipe, open_dataset(str(out / "dataset")), out / "run", _listener(recipe.train.max_steps))
+    except TrainingStoppedError as error:  # which says that the same command resumes: that of a demo does not
+        raise TrainingStoppedError(f"stopped by SIGTERM: {AGAIN}") from error
 
 
 def _listener(max_steps: int) -> Any:

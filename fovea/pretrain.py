@@ -1,7 +1,7 @@
 """`fovea pretrain`: a run folder from a recipe and a dataset."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -50,7 +50,7 @@ def command(
 
     chosen = load_recipe(recipe, [*(set_ or []), *(values or [])])
 
-    from fovea.console import lasting, print_json, say
+    from fovea.console import lasting, note, print_json, say
     from shards.reader import open_dataset
     from train.loop import pretrain
     from train.ranks import Ranks
@@ -58,7 +58,7 @@ def command(
     from train.tracking import trial
 
     out /= trial() or ""
-    speak, dataset, is_first = lasting(_whisper if json else say), open_dataset(data), Ranks.from_environment().is_first
+    speak, dataset, is_first = lasting(note if json else say), open_dataset(data), Ranks.from_environment().is_first
     known = _join(labels, dataset, chosen, allow_unmatched, show=is_first and not json) if labels is not None else None
     listener = Listener(row=lasting(Rows(chosen.train.max_steps, speak)), say=speak)
     summary = pretrain(chosen, dataset, out, listener, labels=known)
@@ -67,7 +67,7 @@ def command(
     if json:
         print_json({"out": str(out), **summary})
     else:
-        _report(out, summary)
+        _report(out, summary, speak)
 
 
 def _join(labels: str, dataset: "Dataset", recipe: "Recipe", allow_unmatched: bool, *, show: bool) -> Mapping[str, str]:
@@ -79,7 +79,10 @@ def _join(labels: str, dataset: "Dataset", recipe: "Recipe", allow_unmatched: bo
     volumes = dataset.select(devices=wanted.devices, protocols=wanted.protocols, regions=wanted.regions).samples
     if not volumes:
         return {}  # `pretrain` says so: the labels are not to blame
-    join = join_labels(volumes, load_labels(labels))
+    chosen, scanned = ({row.participant_id for row in rows} for rows in (volumes, dataset.samples))
+    people = load_labels(labels)
+    asked = {person: row for person, row in people.items() if person in chosen or person not in scanned}
+    join = join_labels(volumes, asked)  # whose scans the filters leave out is no gap in the labels
     if show:
         print_join(join.audit)
     join.audit.check(allow_unmatched)
@@ -132,13 +135,7 @@ def _number(value: float | None, digits: int) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
 
 
-def _whisper(sentence: str) -> None:
-    sys.stderr.write(sentence + "\n")
-
-
-def _report(out: Path, summary: Mapping[str, Any]) -> None:
-    from fovea.console import say
-
+def _report(out: Path, summary: Mapping[str, Any], say: Callable[[str], None]) -> None:
     say(f"{summary['status']} after {summary['step']} steps, {summary['samples']} samples, {summary['seconds']:.0f} s.")
     if summary["validation"] != "none":
         first, last = summary["validation"]["first"], summary["validation"]["last"]

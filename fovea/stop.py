@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -74,8 +74,9 @@ def _watch(heard: socket.socket, caught: Sequence[signal.Signals], what_next: st
 
 def _end(received: signal.Signals, what_next: str) -> None:
     threading.excepthook = _say_nothing
-    sys.stderr.write(f"fovea: stopped by {received.name}: {what_next}\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # who listened may have gone, and that must not keep this from ending
+        sys.stderr.write(f"fovea: stopped by {received.name}: {what_next}\n")
+        sys.stderr.flush()
     for process in descendants(os.getpid()):
         try:
             os.kill(process, signal.SIGKILL)

@@ -13,6 +13,7 @@ ObjectiveName = Literal["vjepa", "methods"]
 Preset = Literal["tiny", "small", "base", "large"]
 
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]  # one token has no spread, and BatchNorm refuses it
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -40,6 +41,7 @@ class DataConfig(Section):
 
     pool: Count = 1  # 1 trains on the stored grid; 2 averages 2x2x2 voxels, an eighth of the tokens
     grid: Shape | None = None  # voxels [D, H, W] of the stored volumes; read from the dataset
+    geometry: str | None = None  # name of their geometry; read from the dataset
     devices: tuple[Device, ...] | None = None  # None: all
     protocols: tuple[str, ...] | None = None
     regions: tuple[str, ...] | None = None
@@ -81,15 +83,15 @@ class ObjectiveConfig(Section):
     """What is predicted, and from how many tokens. Budgets count content tokens and never vary."""
 
     name: ObjectiveName = "vjepa"
-    num_visible: Count = 3072  # tokens of the context; a third of the full grid of 9216
-    num_targets: Count = 1536  # masked tokens whose features are predicted
+    num_visible: Several = 3072  # tokens of the context; a third of the full grid of 9216
+    num_targets: Several = 1536  # masked tokens whose features are predicted
 
 
 class OptimConfig(Section):
     """AdamW, its schedule, and that of the target's momentum."""
 
     reference_batch: Count | None = None
-    # The global batch that `lr` and `ema_start` are for. With another, the rate goes with the square root of the ratio
+    # The global batch that `lr` and the momentum are for. With another, the rate goes with the square root of the ratio
     # (Adam: Malladi et al. 2022), and the momentum to its power (Busbridge et al. 2023). None: they are as they stand.
     lr: Positive = 1e-4  # methods text
     betas: tuple[Decay, Decay] = (0.9, 0.95)  # methods text

@@ -156,7 +156,8 @@ def _open_cuda(precision: Precision, ranks: Ranks) -> Device:
     torch_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(torch_device)
     ranks.join("nccl")
-    return Device(torch_device, precision, native_bf16=torch.cuda.is_bf16_supported(), ranks=ranks)
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device(torch_device, precision, native_bf16=native, ranks=ranks)
 
 
 def _open_xla(precision: Precision, ranks: Ranks) -> Device:

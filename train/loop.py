@@ -29,9 +29,9 @@ from train.probe import Labels
 from train.ranks import Ranks
 from train.recorder import Listener, Recorder
 from train.run_folder import RunFolder, claimed, open_run
-from train.sharding import check_sharding, is_sharded
+from train.sharding import check_sharding
 from train.signals import Stop, StopRequestedError, stop_requested
-from train.step import TrainState, start_state
+from train.step import TrainState, meets_in_a_pass, start_state
 
 
 def pretrain(
@@ -118,13 +118,9 @@ def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> 
 
 
 def open_feed(plan: Plan, state: TrainState, device: Device, stop: Stop) -> Feed:
-    """The batches that follow. A stop ends the wait for data, but where ranks wait for each other in a pass, too.
-
-    They do in BatchNorm, and for weights that are sharded.
-    """
-    meets = plan.recipe.objective.name == "methods" or is_sharded(plan.recipe, device)
-    waits_alone = device.ranks.is_alone or not meets
-    return Feed(plan.train, plan.recipe, device, step=state.step, stop=stop if waits_alone else None)
+    """The batches that follow. A stop ends the wait for data, but where ranks wait for each other in a pass, too."""
+    ends_waits = not meets_in_a_pass(plan.recipe, device)
+    return Feed(plan.train, plan.recipe, device, step=state.step, stop=stop if ends_waits else None)
 
 
 def step_to_the_end(
@@ -173,7 +169,7 @@ def go_back_once(error: NonFiniteError, gave_up: int, state: TrainState, feed: F
         NonFiniteError: that one, if it did not, or nothing good was saved.
     """
     failed = state.step
-    if failed <= gave_up or not recorder.go_back():
+    if failed <= gave_up or not recorder.go_back(feed):
         raise error
     recorder.say(f"{error} Going back to step {state.step}, once.")
     feed.go_to(state.step)
@@ -244,5 +240,8 @@ def describe(plan: Plan, state: TrainState, device: Device) -> Iterator[str]:
     if plan.dropped:
         yield f"left out, with too little content for the budgets: {', '.join(plan.dropped)}"
     if not plan.val.samples:
-        yield "NO VALIDATION: the dataset has no volume of the val split that passes the recipe's filters"
+        yield (
+            "NO VALIDATION: the dataset has no volume of the val split that passes the recipe's filters; no probe is "
+            "scored, and no alarm says that the loss is flat"
+        )
     yield from plan.probes.describe()

@@ -50,7 +50,8 @@ def plan_run(recipe: Recipe, dataset: Dataset, labels: Labels | None = None) -> 
     if not train.samples:
         raise TrainError(f"{dataset.url} has no training sample that passes the recipe's `data` filters.")
     both = (*train.samples, *val.samples)
-    recipe = resolve(recipe, grid=dataset.info["geometry"]["size"], rows=both)
+    geometry = dataset.info["geometry"]
+    recipe = resolve(recipe, grid=geometry["size"], rows=both, geometry=geometry.get("name"))
     fitting, dropped = fit_budget(replace(dataset, samples=both), recipe)
     kept = {row.key for row in fitting.samples}
     train, val = _only(train, kept), _only(val, kept)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, Final, Self
 
 import torch
@@ -17,8 +18,11 @@ from torch import Tensor, distributed
 from train.errors import DeviceError
 
 SILENCE: Final = timedelta(minutes=15)
-"""A rank that does not come to a sum for so long is taken for dead, and the run ends. A validation or a save in
-between takes minutes at most."""
+"""A rank that does not come to a sum for so long is taken for dead, and the run ends. A validation in between takes
+minutes at most."""
+
+PATIENCE: Final = timedelta(hours=6)
+"""So long all wait for the first where it reads or writes checkpoints in a bucket, which may be slow and still work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Ranks:
         """Meet the others, once a process."""
         if not self.is_alone and not distributed.is_initialized():
             distributed.init_process_group(backend, timeout=SILENCE)
+            _patient_group()
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one type by their sums over ranks, the same bits on each."""
@@ -86,8 +91,9 @@ class Ranks:
         return [bool(vote) for vote in votes]
 
     def wait(self) -> None:
-        """Until every rank is here."""
-        self.any(False)
+        """Until every rank is here, also one that waits for a bucket."""
+        if not self.is_alone:
+            distributed.barrier(_patient_group())
 
     def share(self, count: int) -> range:
         """Our part of so many things, as even as they divide; `shards.order` cuts batches in the same way."""
@@ -99,6 +105,14 @@ class Ranks:
         if not self.is_alone:
             self.wait()
             distributed.destroy_process_group()
+            _patient_group.cache_clear()
+
+
+@cache
+def _patient_group() -> distributed.ProcessGroup:
+    """All ranks, once more, with another patience; made by all of them when they meet."""
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -69,21 +69,24 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow]) -> Recipe:
+def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow], geometry: str | None = None) -> Recipe:
     """Write down what the recipe leaves to its preset and to the dataset, so that the run describes itself.
 
     Args:
         recipe: as the user gave it.
         grid: voxels `[D, H, W]` of the dataset's volumes.
         rows: the samples of the run, for their spacing.
+        geometry: the name of theirs.
 
     Raises:
-        RecipeError: if the recipe is for volumes of another grid.
+        RecipeError: if the recipe is for volumes of another grid or geometry.
     """
     values = recipe.model_dump(mode="json")
     if recipe.data.grid not in (None, tuple(grid)):
         raise RecipeError(f"data.grid is {list(recipe.grid)}, the dataset's volumes are {list(grid)}: leave it out.")
-    values["data"]["grid"] = list(grid)
+    if recipe.data.geometry not in (None, geometry):
+        raise RecipeError(f"data.geometry is {recipe.data.geometry}, the dataset's is {geometry}: leave it out.")
+    values["data"].update(grid=list(grid), geometry=geometry)
     values["model"].update(asdict(dimensions(recipe.model)), positions=positions(recipe))
     if values["model"]["positions"] == "rope" and recipe.model.rope_reference_mm is None:
         values["model"]["rope_reference_mm"] = _reference_spacing(rows)
@@ -99,6 +102,7 @@ def _for_batch(recipe: Recipe) -> dict[str, Any]:
         "reference_batch": batch if optim.reference_batch else None,
         "lr": optim.lr * math.sqrt(ratio),
         "ema_start": optim.ema_start**ratio,
+        "ema_end": optim.ema_end**ratio,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from train.step import StepResult, TrainState
 from train.tracking import Tracker
 from train.validation import check_varies, validate
 
+LEAST_RATE: Final = 1e-7
+"""AdamW moves a weight by about the rate; with less, float32 weights of 0.1 and their loss may stay as they are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
@@ -54,10 +57,11 @@ class Recorder:
         self._plan, self._run, self._state, self._device = plan, run, state, device
         self._listener = listener or Listener()
         self.say = self._listener.say
-        self._tracker = Tracker(run, plan.recipe, self._dataset()) if device.ranks.is_first else None
+        self._tracker = Tracker(run, plan.recipe, self._dataset(), self.say) if device.ranks.is_first else None
         self._saver = open_saver(plan, run, state, self._tracker, self.say) if self._tracker else None
         self._motion, self._scored = Motion.of(state.networks), (state.step, state.skipped)
         self._saved_step: int | None = None
+        self._proof: Mapping[str, float] = {}
         self.rows = run.rows()
         self._settle_best()
         if len(self._plan.probes.alike(LABEL, self.rows)) < len(self.rows):
@@ -89,8 +93,10 @@ class Recorder:
             "micro_batch": feed.micro_batch,
             "peak_memory_bytes": self._device.peak_memory_bytes(),
             **self._motion.look(state.networks),
+            **self._proof,
         }
         self._publish(row)
+        self._proof = {}
         self._marked_step, self._marked_wait_s = state.step, feed.waited_s
         self._mark = time.perf_counter()
 
@@ -108,33 +114,41 @@ class Recorder:
     def validate(self, stop: Stop | None = None) -> None:
         """Score the held-out volumes, if there are any, and refuse a score that measures nothing.
 
+        Without any, what the self-check finds stands in the next row of training.
+
         Raises:
             StopRequestedError: on all ranks, if one is asked to stop; nothing is recorded.
         """
-        if not self._plan.val.samples:
-            return
-        stop = stop or Stop()
-        began = time.perf_counter()
+        stop, began = stop or Stop(), time.perf_counter()
+        networks = whole_networks(self._state.networks, self._plan.recipe)
+        if self._plan.val.samples:
+            self._score(networks, stop)
+        else:
+            self._proof = self._check_itself(networks, stop)
+        self._mark += time.perf_counter() - began
+        self._validating_s += time.perf_counter() - began
+
+    def _score(self, networks: Networks, stop: Stop) -> None:
+        """A row about the held-out volumes."""
         state, recipe = self._state, self._plan.recipe
-        networks = whole_networks(state.networks, recipe)
         summary, pooled_VC = validate(networks, self._plan.val, recipe, self._device, stop)
         previous = [row["loss"] for row in self.rows if row["split"] == "val" and row["step"] < state.step]
         check_varies(summary["loss"], state.step, previous=previous[-1] if previous and self._has_learned() else None)
         self._scored = state.step, state.skipped
         samples = state.step * recipe.train.global_batch
-        with stop.agreed(self._device.ranks), stop.ending_waits():
-            proof = check_itself(networks, self._plan.train, recipe, self._device)
-        probes = self._probe(networks, pooled_VC, stop)
+        proof, probes = self._check_itself(networks, stop), self._probe(networks, pooled_VC, stop)
         self._publish({"split": "val", "step": state.step, "samples": samples, **summary, **proof, **probes})
-        self._mark += time.perf_counter() - began
-        self._validating_s += time.perf_counter() - began
+
+    def _check_itself(self, networks: Networks, stop: Stop) -> Mapping[str, float]:
+        with stop.agreed(self._device.ranks), stop.ending_waits():
+            return check_itself(networks, self._plan.train, self._plan.recipe, self._device)
 
     def _has_learned(self) -> bool:
-        """Whether an update with a rate above 0 was made since the last validation, or since the process began."""
+        """Whether an update that moves weights was made since the last validation, or since the process began."""
         (step, skipped), state, recipe = self._scored, self._state, self._plan.recipe
         all_left_out = state.skipped - skipped >= state.step - step
         rates = (learning_rate(one, recipe.train.max_steps, recipe.optim) for one in range(step, state.step))
-        return not all_left_out and any(rate > 0 for rate in rates)
+        return not all_left_out and any(rate > LEAST_RATE for rate in rates)
 
     def _probe(self, networks: Networks, pooled_VC: Tensor, stop: Stop) -> Mapping[str, float | str | None]:
         """What the features of held-out volumes say of them, beside chance and beside a random encoder's."""
@@ -166,6 +180,7 @@ class Recorder:
         if self._saver:
             self._saver.finish()  # the one in flight may be the best so far
             self._settle_best()
+        self._device.ranks.wait()
         is_higher = self.best is None or now.value > self.best.value
         return self._device.ranks.any(is_higher and self._device.ranks.is_first)
 
@@ -233,19 +248,21 @@ class Recorder:
     def save(self) -> None:
         """A checkpoint of the state as it is, the same on every rank; done when told to stop, else on its way."""
         is_saved, self._saved_step = self._saved_step == self._state.step, self._state.step
+        began = time.perf_counter()
+        if self._saver:
+            self._saver.finish()
+        self._device.ranks.wait()
         if self._saver is None:
             if not is_saved:
                 help_snapshot(self._state)
             return
-        began = time.perf_counter()
-        self._saver.finish()
         self._settle_best()
         if not is_saved:
             self._saver.save(best=self.best.step if self.best else None)
             self._settle_best()
         self._mark += time.perf_counter() - began
 
-    def go_back(self) -> bool:
+    def go_back(self, feed: Feed) -> bool:
         """Put the state, and what was recorded, back to before the updates that were left out, if that is saved."""
         if self._saver:
             self._saver.finish()
@@ -257,7 +274,8 @@ class Recorder:
         self.rows = self._run.rows()
         self._settle_best()
         self._motion, self._scored = Motion.of(self._state.networks), (self._state.step, self._state.skipped)
-        self._marked_step, self._mark = self._state.step, time.perf_counter()
+        self._marked_step, self._marked_wait_s = self._state.step, feed.waited_s
+        self._mark = time.perf_counter()
         return went
 
     def close(self, status: str, *, failed: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from train.config import Recipe
 from train.errors import CheckpointError
 from train.sharding import whole
 from train.step import TrainState
+
+logger = logging.getLogger("fovea.train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +111,13 @@ def publish_snapshot(folder: Path, snapshot: Snapshot, *, keep: int | None = Non
         final = folder / folder_name(snapshot.step)
         if not _is_there(temporary, final):  # a stop right after a save: what is whole keeps its name throughout
             publish_folder(temporary, final)
-        _prune(folder, keep, snapshot.step, snapshot.spare)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"step {snapshot.step} could not be saved ({error}): make room, and resume from the checkpoint before it."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well
+    _prune(folder, keep, snapshot.step, snapshot.spare)
     return final
 
 
@@ -208,8 +211,16 @@ def _prune(folder: Path, keep: int | None, step: int, spare: int | None) -> None
     Those of later steps were passed over: they neither count nor are lost.
     """
     for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path)
+        _remove(path)
     if keep is not None:
         for path in [path for path in checkpoint_folders(folder) if path.name <= folder_name(step)][:-keep]:
             if spare is None or path.name != folder_name(spare):
-                shutil.rmtree(path)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint that somebody protects, or reads over a network, takes room and harms nothing else."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        logger.warning("%s is old and could not be removed (%s): remove it by hand.", path, error)

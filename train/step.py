@@ -93,7 +93,7 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
     Raises:
         MicroBatchError: on all ranks, if memory was too small on one; nothing has changed.
         StopRequestedError: on all ranks, if one was asked to stop while it waited for data; nothing has changed.
-        TrainError: if weights are sharded, on the rank whose memory was too small; the others wait in vain.
+        TrainError: on the rank whose memory was too small, where ranks meet within a pass; the others wait in vain.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
@@ -104,7 +104,7 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
             measures = _accumulate(state, batches, recipe, device)
     except MemoryTooSmallError as error:
         said = str(error)
-        _end_if_sharded(said, recipe, device)
+        _end_if_others_wait(said, recipe, device)
     except StopRequestedError:
         stopped = True
     too_large, stopped = ranks.any_of(bool(said), stopped)
@@ -136,11 +136,16 @@ def _accumulate(state: TrainState, batches: Iterable[Batch], recipe: Recipe, dev
     return measures
 
 
-def _end_if_sharded(said: str, recipe: Recipe, device: Device) -> None:
-    """The other ranks wait for our part of the weights: there is no vote, and nothing can be done again."""
-    if is_sharded(recipe, device):
+def meets_in_a_pass(recipe: Recipe, device: Device) -> bool:
+    """Whether ranks wait for each other within a pass: in BatchNorm, and for weights that are sharded."""
+    return not device.ranks.is_alone and (recipe.objective.name == "methods" or is_sharded(recipe, device))
+
+
+def _end_if_others_wait(said: str, recipe: Recipe, device: Device) -> None:
+    """They do so in a pass of their own: there is no vote, and nothing can be done again."""
+    if meets_in_a_pass(recipe, device):
         raise TrainError(
-            f"a micro-batch does not fit into memory ({said}), and ranks that share weights cannot halve it: set "
+            f"a micro-batch does not fit into memory ({said}), and ranks that meet in a pass cannot halve it: set "
             f"train.micro_batch below {recipe.train.micro_batch}, or train.recompute=true, and the same command "
             "resumes."
         )

@@ -3,7 +3,8 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,70 @@ from train.run_folder import WANDB_RUN, RunFolder, write_text
 
 
 class Tracker:
-    """Sends rows and pictures to W&B, or nowhere when the recipe has `log.wandb: false`."""
+    """Sends rows and pictures to W&B, or nowhere when the recipe has `log.wandb: false`.
 
-    def __init__(self, run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any] | None = None) -> None:
+    W&B is a process of its own, which a kernel or a scheduler may kill: the run goes on without it, and says so.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        dataset: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda _sentence: None,
+    ) -> None:
         """Begin, or go on; `dataset` is what the summary says of the dataset, and stands beside the recipe's keys."""
+        self._say, self._is_lost = say, False
         self._wandb_run = _start(run, recipe, dataset or {}) if recipe.log.wandb else None
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Log the numbers of a row; validation under `val/`."""
-        if self._wandb_run is not None:
-            prefix = f"{row['split']}/"
-            numbers = {prefix + name: value for name, value in row.items() if isinstance(value, int | float)}
-            raised = {f"{prefix}alarm/{name}": 1 for name in row["alarms"]}
-            self._wandb_run.log(numbers | raised, step=row["step"])
+        prefix = f"{row['split']}/"
+        numbers = {prefix + name: value for name, value in row.items() if isinstance(value, int | float)}
+        raised = {f"{prefix}alarm/{name}": 1 for name in row["alarms"]}
+        self._send(lambda wandb_run: wandb_run.log(numbers | raised, step=row["step"]))
 
     def picture(self, path: Path, step: int) -> None:
         """Log a PNG of the media folder."""
-        if self._wandb_run is not None:
+
+        def send(wandb_run: Any) -> None:
             import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
 
-            self._wandb_run.log({f"media/{path.stem.rpartition('-')[0]}": wandb.Image(str(path))}, step=step)
+            wandb_run.log({f"media/{path.stem.rpartition('-')[0]}": wandb.Image(str(path))}, step=step)
+
+        self._send(send)
 
     def checkpoint(self, path: Path) -> None:
         """Log a checkpoint as an artifact, a version of the run's model.
 
         W&B copies the files to a place of its own (WANDB_DATA_DIR) before it returns: checkpoints are pruned.
         """
-        if self._wandb_run is not None:
+
+        def send(wandb_run: Any) -> None:
             import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
 
-            artifact = wandb.Artifact(f"checkpoint-{self._wandb_run.id}", type="model", metadata={"folder": path.name})
+            artifact = wandb.Artifact(f"checkpoint-{wandb_run.id}", type="model", metadata={"folder": path.name})
             artifact.add_dir(str(path))
-            self._wandb_run.log_artifact(artifact, aliases=["latest", path.name])
+            wandb_run.log_artifact(artifact, aliases=["latest", path.name])
+
+        self._send(send)
 
     def close(self, *, failed: bool = False) -> None:
-        if self._wandb_run is not None:
-            self._wandb_run.finish(exit_code=int(failed))
+        self._send(lambda wandb_run: wandb_run.finish(exit_code=int(failed)))
+        if self._is_lost:
+            import wandb  # noqa: PLC0415 - takes a second, and only some runs want it
+
+            with suppress(Exception, SystemExit):  # what failed fails again; else it would at exit, with a traceback
+                wandb.teardown()
+
+    def _send(self, send: Callable[[Any], None]) -> None:
+        if self._wandb_run is None:
+            return
+        try:
+            send(self._wandb_run)
+        except Exception as error:  # noqa: BLE001 - of its process, its connection or itself: all kinds
+            self._wandb_run, self._is_lost = None, True
+            self._say(f"W&B takes no more ({type(error).__name__}: {error}): the run goes on without it.")
 
 
 def _start(run: RunFolder, recipe: Recipe, dataset: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from eval.embed import EmbedJob, embed, find_checkpoint
+from eval.embed import EmbedJob, check_geometry, embed, find_checkpoint
 from eval.errors import EmbeddingsError
 from eval.store import read_embeddings
 from fovea.embed import command
@@ -21,6 +22,7 @@ from train.checkpoint import load_encoder
 from train.device import open_device
 from train.errors import CheckpointError
 from train.features import pooled_features
+from train.plan import plan_run
 from train.recipe import load_recipe
 from train.snapshot import save_checkpoint
 from train.step import start_state
@@ -114,6 +116,18 @@ def test_a_newest_checkpoint_that_is_damaged_is_passed_over_and_named(
     weights.write_bytes(weights.read_bytes()[:-1])
     assert find_checkpoint(tmp_path / "run").step == 0
     assert f"passed over a checkpoint: {weights.parent}" in caplog.text
+
+
+def test_volumes_of_another_geometry_are_refused(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
+    """Their grid is the same."""
+    checkpoint, dataset = find_checkpoint(run_folder), open_dataset(small_dataset)
+    learned = plan_run(load_recipe("smoke"), dataset).recipe.data.geometry
+    assert learned == "block6"
+    ours = replace(checkpoint, recipe=plan_run(load_recipe("smoke"), dataset).recipe)
+    check_geometry(ours, dataset)
+    other = replace(dataset, info={**dataset.info, "geometry": {**dataset.info["geometry"], "name": "fit"}})
+    with pytest.raises(EmbeddingsError, match="is of geometry fit, the encoder learned from block6"):
+        check_geometry(ours, other)
 
 
 def test_a_dataset_without_samples_is_refused(

@@ -83,6 +83,22 @@ def test_a_stopped_ingest_leaves_no_process_and_can_be_finished(tmp_path: Path) 
     assert verify(str(dataset)).problems == ()
 
 
+def test_a_stop_ends_a_command_that_nobody_listens_to() -> None:
+    """As `fovea ingest ... 2>&1 | head` is, once `head` has gone."""
+    code = (
+        "import os, signal, sys, time; from fovea.stop import stoppable\n"
+        "with stoppable('again.'):\n"
+        "    os.write(2, b'x'), sys.stdin.read(1), os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdin is not None
+        assert job.stderr is not None
+        job.stderr.close()
+        job.stdin.write(b"x")
+        job.stdin.close()
+    assert job.returncode == 143
+
+
 def test_ctrl_c_in_any_command_is_no_traceback() -> None:
     code = (
         "import os, signal, sys, manifests.audit, fovea.cli;"

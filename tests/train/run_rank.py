@@ -2,7 +2,8 @@
 
 With `stop_after`, a number of steps, the process ends there as by `kill -9`; `labels` are by key. With
 `silent_after` the second rank's data come no more after so many, and it is told to stop while it waits for them. With
-`short_after` its memory is too small after so many. `OUT/held-RANK`: how many numbers of weights and moments it
+`short_after` its memory is too small after so many. `slow_copies`: a sum is given up after so many seconds, and a copy
+takes so many. `OUT/held-RANK`: how many numbers of weights and moments it
 holds; `OUT/said-RANK`: what ended it.
 """
 
@@ -12,12 +13,15 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 import shards.loader
 import train.attempts
+import train.copies
+import train.ranks
 import train.recorder
 from fovea.leave import leave_after
 from shards.reader import open_dataset
@@ -37,11 +41,24 @@ def too_small(*_):
     raise torch.OutOfMemoryError("no more memory")
 
 
+def make_slow(silence_s, copy_s):
+    train.ranks.SILENCE = timedelta(seconds=silence_s)
+    real = train.copies.Copies.push
+
+    def push(*arguments):
+        time.sleep(copy_s)
+        real(*arguments)
+
+    train.copies.Copies.push = push
+
+
 def main() -> None:
     out, dataset, values = sys.argv[1:]
     sections = json.loads(values)
-    names = ("stop_after", "silent_after", "short_after", "labels")
-    stop_after, silent_after, short_after, labels = (sections.pop(name, None) for name in names)
+    names = ("stop_after", "silent_after", "short_after", "slow_copies", "labels")
+    stop_after, silent_after, short_after, slow_copies, labels = (sections.pop(name, None) for name in names)
+    if slow_copies:
+        make_slow(*slow_copies)
     real = train.attempts.try_step
 
     def step_then_die(state, *arguments):

@@ -124,6 +124,7 @@ def test_too_many_in_a_row_go_back_to_the_last_good_checkpoint_once(
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert summary["skipped"] == 0
     assert all(row["volumes_per_s"] > 0 and row["context_moved"] > 0 for row in rows if row["split"] == "train")
+    assert all(0 <= row["data_wait"] <= 1 for row in rows if row["split"] == "train")
 
     spoil(monkeypatch, lambda _attempt, step: step >= 3)
     with pytest.raises(NonFiniteError, match="2 updates in a row up to step 5"):

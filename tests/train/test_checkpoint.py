@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -144,6 +146,28 @@ def test_only_the_newest_are_kept_and_leftovers_of_killed_saves_go(
     state.step = 4
     save_checkpoint(folder, state, recipe, dataset_sha256="d", keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_costs_no_save(
+    saved: tuple[Path, TrainState],
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Somebody protects it, or reads it over NFS."""
+    folder, state = saved
+    state.step = 4
+    real = shutil.rmtree
+
+    def refuse(path: Path, **options: Any) -> None:
+        if Path(path).name == "step-00000002":
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, **options)
+
+    monkeypatch.setattr("train.snapshot.shutil.rmtree", refuse)
+    assert read_checkpoint(save_checkpoint(folder, state, recipe, dataset_sha256="d", keep=1)).step == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
+    assert "step-00000002 is old and could not be removed" in caplog.text
 
 
 def test_what_a_killed_process_of_the_same_number_left_stops_no_save(

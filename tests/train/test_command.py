@@ -80,10 +80,55 @@ def test_a_filter_that_leaves_nothing_is_not_blamed_on_the_labels(
     assert "no training sample that passes the recipe's `data` filters" in capsys.readouterr().err
 
 
+def test_filters_leave_out_labels_as_they_leave_out_volumes(
+    tmp_path: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site without a volume of this device has lost nothing; one whose people were never scanned has."""
+    rows = open_dataset(tiny_dataset).samples
+    one = rows[0].device
+    chosen = {row.participant_id for row in rows if row.device == one}
+    people = sorted({row.participant_id for row in rows})
+    assert set(people) > chosen
+    lines = [f"{person}\thealthy\t{'here' if person in chosen else 'away'}" for person in people]
+    labels, run = tmp_path / "participants.tsv", tmp_path / "run"
+    labels.write_text("\n".join(["person_id\tstudy_group\tclinical_site", *lines, ""]))
+    words = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(run), "--labels", str(labels), *SMALL]
+    words += ["--set", f"data.devices=[{one}]", "--set", "train.max_steps=1", "--set", "log.wandb=false"]
+    assert run_command(monkeypatch, *words) == 0, capsys.readouterr().err
+    assert "away" not in capsys.readouterr().out
+    with labels.open("a") as file:
+        file.write("7777\thealthy\tlost\n")
+    assert run_command(monkeypatch, *words) == 1
+    assert "lost has 1 labelled and none with OCT" in capsys.readouterr().err
+
+
+QUIET = [*SMALL, "--set", "log.wandb=false", "--set", "train.max_steps=4", "--set", "log.every_steps=1"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_terminal_was_closed_or_its_log_is_full(tmp_path: Path, tiny_dataset: str) -> None:
+    words = [sys.executable, "-m", "fovea", "pretrain", "--recipe", "smoke", "--data", tiny_dataset, *QUIET]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*words, "--out", str(tmp_path / "full")], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert open_checkpoint(tmp_path / "full").step == 4
+
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        ["nohup", *words, "--out", str(tmp_path / "closed")], stdin=theirs, stdout=theirs, stderr=theirs
+    ) as run:
+        os.close(theirs)
+        os.read(ours, 1)
+        os.close(ours)
+    assert run.returncode == 0
+    assert open_checkpoint(tmp_path / "closed").step == 4
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_when_who_read_its_output_has_gone(tmp_path: Path, tiny_dataset: str) -> None:
-    words = [sys.executable, "-m", "fovea", "pretrain", "--recipe", "smoke", "--data", tiny_dataset]
-    words += [*SMALL, "--set", "log.wandb=false", "--set", "train.max_steps=4", "--set", "log.every_steps=1"]
+    words = [sys.executable, "-m", "fovea", "pretrain", "--recipe", "smoke", "--data", tiny_dataset, *QUIET]
     with subprocess.Popen(
         [*words, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:

@@ -33,7 +33,14 @@ from train.recorder import Listener
 from train.run_folder import RunFolder, open_run
 
 TIMED = ("volumes_per_s", "tflops", "data_wait", "peak_memory_bytes")
-NAMES = {"encoder.safetensors", "target.safetensors", "state.safetensors", "state.json", "metrics.jsonl", "metrics.sha256"}
+NAMES = {
+    "encoder.safetensors",
+    "target.safetensors",
+    "state.safetensors",
+    "state.json",
+    "metrics.jsonl",
+    "metrics.sha256",
+}
 AWAY = Plan(share=1.0, faults=(Fault.UNAVAILABLE,))
 
 

@@ -16,6 +16,15 @@ def test_auto_on_a_machine_without_cuda_is_the_cpu(monkeypatch: pytest.MonkeyPat
         open_device("cuda")
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """Torch's own answer counts emulation: a T4 has nothing else."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert open_device("cuda").precision == ("bf16" if native else "fp32")
+
+
 def test_torch_xla_is_asked_for_only_when_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_xla", None)
     with pytest.raises(DeviceError, match="torch_xla is not installed"):

@@ -127,6 +127,27 @@ def test_validation_loss_varies_and_constant_is_an_error(
     assert recorder.rows[-1]["loss"] != first
 
 
+def test_a_validation_after_updates_that_move_no_weight_may_be_what_it_was(
+    plan: Plan, cpu: Device, tmp_path: Path
+) -> None:
+    """The last few of a long cosine that ends at 0: a run of 100,002 steps could never finish."""
+    optim = plan.recipe.optim.model_copy(update={"lr": 1e-3, "final_lr_fraction": 0.0, "warmup_fraction": 0.0})
+    train = plan.recipe.train.model_copy(update={"max_steps": 100_002})
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"optim": optim, "train": train}))
+    state = start_state(plan.recipe, cpu)
+    state.step = 100_000
+    recorder = Recorder(plan, open_run(tmp_path / "run", plan.recipe), state, cpu)
+    recorder.validate()
+    state.step = 100_002
+    recorder.validate()
+    state.step = 50_000
+    recorder = Recorder(plan, open_run(tmp_path / "middle", plan.recipe), state, cpu)
+    recorder.validate()
+    state.step = 50_001
+    with pytest.raises(ValidationError, match="exactly what it was"):
+        recorder.validate()
+
+
 @pytest.mark.parametrize("how", ["a rate of 0", "all left out"])
 def test_a_validation_after_no_update_may_be_what_it_was(plan: Plan, cpu: Device, tmp_path: Path, how: str) -> None:
     """The last update of a rate that ends at 0 moves nothing."""

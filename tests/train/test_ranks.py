@@ -48,6 +48,21 @@ def bytes_of(out: Path, step: int) -> list[bytes]:
     return [path.read_bytes() for path in sorted((out / f"checkpoints/step-{step:08d}").glob("*.safetensors"))]
 
 
+def test_ranks_wait_for_a_slow_copy_longer_than_for_a_sum(tiny_dataset: str, tmp_path: Path) -> None:
+    """In a step, at a save and at the end: a sum is given up after 3 s there, and a copy takes 6 s."""
+    sections = {"train": {"max_steps": 3}, "checkpoint": {"every_steps": 1, "copies": str(tmp_path / "copies")}}
+    assert run(2, tmp_path / "two", tiny_dataset, **sections, slow_copies=(3, 6)) == 0
+    assert len(list((tmp_path / "copies").glob("step-*/state.json"))) == 3
+
+
+def test_memory_that_is_too_small_where_ranks_meet_in_batchnorm_is_one_sentence(
+    tiny_dataset: str, tmp_path: Path
+) -> None:
+    sections = {"objective": {"name": "methods"}, "train": {"micro_batch": 4, "max_steps": 6}}
+    assert run(2, tmp_path / "two", tiny_dataset, **sections, short_after=2) != 0
+    assert "ranks that meet in a pass cannot halve it: set train.micro_batch" in (tmp_path / "two/said-1").read_text()
+
+
 @pytest.mark.parametrize("name", ["vjepa", "methods"])
 def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path: Path) -> None:
     """SGD would hide a wrong scale and AdamW hides it better: the moments of the first step are the gradients."""

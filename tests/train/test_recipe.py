@@ -156,9 +156,28 @@ def test_rate_and_momentum_follow_the_batch() -> None:
     resolved = resolve(recipe, grid=recipe.grid, rows=())
     assert resolved.optim.lr == pytest.approx(2 * recipe.optim.lr)
     assert resolved.optim.ema_start == pytest.approx(recipe.optim.ema_start**4)
+    assert resolved.optim.ema_end == 1.0
+    constant = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"ema_start": 0.99, "ema_end": 0.99})})
+    schedule = resolve(constant, grid=recipe.grid, rows=()).optim
+    assert schedule.ema_start == schedule.ema_end == pytest.approx(0.99**4)
     assert resolve(resolved, grid=recipe.grid, rows=()) == resolved
     as_written = load_recipe("vjepa-base")
     assert resolve(as_written, grid=recipe.grid, rows=()).optim == as_written.optim
+
+
+@pytest.mark.parametrize("key", ["num_visible", "num_targets"])
+def test_a_budget_of_one_token_is_refused(make_recipe: Callable[..., Recipe], key: str) -> None:
+    """It has no spread, which would be called a collapse, and BatchNorm takes no batch of one."""
+    with pytest.raises(RecipeError, match=f"objective.{key}`: Input should be greater than or equal to 2"):
+        make_recipe(objective={key: 1})
+
+
+def test_the_geometry_is_the_datasets_and_no_other(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe()
+    resolved = resolve(recipe, grid=(8, 32, 32), rows=(), geometry="block6")
+    assert resolved.data.geometry == "block6"
+    with pytest.raises(RecipeError, match=r"data.geometry is block6, the dataset's is fit: leave it out"):
+        resolve(resolved, grid=(8, 32, 32), rows=(), geometry="fit")
 
 
 def test_a_recipe_without_a_reference_keeps_its_values_at_any_batch(make_recipe: Callable[..., Recipe]) -> None:

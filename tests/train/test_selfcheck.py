@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train.feed
+import train.recorder
 import train.step
 from shards.reader import open_dataset
 from shards.schema import Sample
@@ -21,6 +22,7 @@ from train.feed import training_batch
 from train.loop import pretrain
 from train.masks import TokenMasks, plan_masks
 from train.objective import Batch, build_networks
+from train.recorder import Listener
 from train.selfcheck import Motion, leak, view_correlation
 from train.step import start_state, train_step
 
@@ -70,6 +72,26 @@ def test_masks_that_hide_nothing(raised: Callable[..., list[str]], monkeypatch: 
 
     monkeypatch.setattr(train.feed, "plan_masks", open_masks)
     assert "leak" in raised()
+
+
+def test_a_run_without_held_out_volumes_looks_at_itself_too(
+    make_dataset: Callable[..., str],
+    tiny_samples: list[Sample],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("train.recorder.save_masks", lambda path, *_, **__: path.write_bytes(b""))
+    dataset = open_dataset(make_dataset(tmp_path / "d", [one for one in tiny_samples if one.meta.split == "train"]))
+    heard: list[str] = []
+    pretrain(make_recipe(**QUICK), dataset, tmp_path / "run", Listener(say=heard.append))
+    assert any("NO VALIDATION" in line and "no alarm says that the loss is flat" in line for line in heard)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("leak") == 0.0 and row["view_correlation"] > 0.9] == [1, 4]
+
+    real = train.recorder.check_itself
+    monkeypatch.setattr(train.recorder, "check_itself", lambda *all_of: {**real(*all_of), "leak": 1.0})
+    assert pretrain(make_recipe(**QUICK), dataset, tmp_path / "open")["alarms"] == ["leak"]
 
 
 def test_mask_tokens_that_are_not_put_in(raised: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

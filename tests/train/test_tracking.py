@@ -3,7 +3,9 @@
 import getpass
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from shards.reader import open_dataset
+from tests.train.test_command import SMALL
 from tests.wandb_files import recorded
+from train.checkpoint import open_checkpoint
 from train.config import Recipe
 from train.errors import TrainError
 from train.loop import pretrain
@@ -57,6 +61,53 @@ def test_wandb_is_offline_in_the_run_folder_and_records_neither_host_nor_command
     again = Tracker(run, recipe)
     again.close()
     assert json.loads((run.path / "wandb.json").read_text())["id"] == identity
+
+
+def process_of_wandb(run: int) -> int:
+    """Which serves the process `run`, and is not below it."""
+    found = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"wandb-core" in (words := path.read_bytes().split(b"\0"))[0] and str(run).encode() in words
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_outlives_the_process_of_wandb(tiny_dataset: str, tmp_path: Path, stopped: bool) -> None:
+    """A kernel whose memory is out kills it; a scheduler sends SIGTERM to both. The environment names our own W&B."""
+    alone = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB_")
+    }  # of this process's W&B
+    values = [
+        f"train.max_steps={4000 if stopped else 60}",
+        "validation.every_steps=4000",
+        "checkpoint.every_steps=4000",
+    ]
+    steps = [word for value in (*values, "log.wandb=true") for word in ("--set", value)]
+    words = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(tmp_path / "run"), *SMALL, *steps]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fovea", "pretrain", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**alone, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("step     1/"):
+                break
+        os.kill(process_of_wandb(run.pid), signal.SIGTERM if stopped else signal.SIGKILL)
+        if stopped:
+            run.send_signal(signal.SIGTERM)
+        said = run.stdout.read()
+    assert run.returncode == (143 if stopped else 0), said
+    assert said.count("W&B takes no more") == 1
+    step = open_checkpoint(tmp_path / "run").step
+    assert step == json.loads((tmp_path / "run/summary.json").read_text())["step"]
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
