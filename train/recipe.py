@@ -76,7 +76,7 @@ def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow], g
         recipe: as the user gave it.
         grid: voxels `[D, H, W]` of the dataset's volumes.
         rows: the samples of the run, for their spacing.
-        geometry: the name of theirs.
+        geometry: the name of theirs, if they are of a dataset.
 
     Raises:
         RecipeError: if the recipe is for volumes of another grid or geometry.
@@ -84,9 +84,9 @@ def resolve(recipe: Recipe, *, grid: Sequence[int], rows: Sequence[SampleRow], g
     values = recipe.model_dump(mode="json")
     if recipe.data.grid not in (None, tuple(grid)):
         raise RecipeError(f"data.grid is {list(recipe.grid)}, the dataset's volumes are {list(grid)}: leave it out.")
-    if recipe.data.geometry not in (None, geometry):
+    if geometry and recipe.data.geometry not in (None, geometry):
         raise RecipeError(f"data.geometry is {recipe.data.geometry}, the dataset's is {geometry}: leave it out.")
-    values["data"].update(grid=list(grid), geometry=geometry)
+    values["data"].update(grid=list(grid), geometry=geometry or recipe.data.geometry)
     values["model"].update(asdict(dimensions(recipe.model)), positions=positions(recipe))
     if values["model"]["positions"] == "rope" and recipe.model.rope_reference_mm is None:
         values["model"]["rope_reference_mm"] = _reference_spacing(rows)
