@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from manifests.columns import columns_of, to_table
 from manifests.committed import Tables
 from manifests.rows import SourceRow
-from manifests.store import INERT_MARK, read_csv, write_csv, write_parquet
+from manifests.store import read_csv, write_csv, write_parquet
 from shards.schema import SampleRow, ShardRow
+from shards.tables import INERT_MARK
 
 TABLES: Final[Mapping[str, type]] = {
     "sources": SourceRow,

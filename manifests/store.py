@@ -16,11 +16,10 @@ from manifests.columns import CHUNK_ROWS, Columns, spelled, to_columns, to_table
 from manifests.rows import SourceRow
 from shards.publish import publish
 from shards.schema import SampleRow, ShardRow
+from shards.tables import INERT_MARK
 
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet would run a cell that starts so (OWASP, CSV injection); the last four are the full-width forms."""
-INERT_MARK: Final = "'"
-"""Put before such a cell, and before a cell that starts with it: take one off and the text is back."""
 
 
 def csv_bytes(row_type: type, rows: Iterable[Any]) -> bytes:

@@ -211,8 +211,8 @@ def _unreadable(path: str, error: Exception) -> DatasetUnreadableError:
 def read_sample(dataset: Dataset, row: SampleRow) -> Sample:
     """Read one sample with a single ranged read of its two members. The volume owns its memory, and is writable.
 
-    Its sha256 is compared, always: that takes 6 ms of a volume of 9.4 MB, or 20 ms where a CPU has no instructions for
-    it, and a flipped bit in the metadata would scale all voxels.
+    Its sha256 is compared, always: a flipped bit in the metadata would scale all voxels, and nothing else would tell.
+    `benchmarks/read_speed.py` times both together.
 
     Raises:
         DatasetCorruptError: naming shard and key, if the bytes are not those of the sample.

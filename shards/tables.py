@@ -13,7 +13,8 @@ from shards.errors import SchemaError
 Row = TypeVar("Row")
 
 INERT_MARK: Final = "'"
-"""Written before a text cell that a spreadsheet would run, and before one that starts with it (`manifests.store`)."""
+"""Put before a text cell that a spreadsheet would run, and before one that starts with it: take one off and the text
+is back. `manifests.store` says which."""
 
 
 def parse_rows(name: str, data: bytes, row_type: type[Row]) -> tuple[Row, ...]:
