@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-import apache_beam as beam
 import yaml
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, TestOptions, WorkerOptions
 
@@ -18,6 +17,7 @@ from beam_jobs.dataflow import complete, is_dataflow
 from beam_jobs.errors import JobOptionError
 from beam_jobs.machine import Machine, machine
 from beam_jobs.options import IngestJob
+from beam_jobs.pipeline import new_pipeline
 from ingest.facts import path_facts
 from ingest.geometry import BLOCK6, Geometry, content_share
 from ingest.phantom.protocols import PROTOCOLS, Protocol
@@ -270,9 +270,9 @@ def fleet_of(options: PipelineOptions) -> Fleet:
 
 def translate(job: IngestJob, options: PipelineOptions) -> Graph:
     """The job graph, as any portable runner gets it."""
-    pipeline = beam.Pipeline(options=options)
-    build(pipeline, job)
-    proto = pipeline.to_runner_api()
+    with new_pipeline(options) as pipeline:
+        build(pipeline, job)
+        proto = pipeline.to_runner_api()
     return Graph(bytes=proto.ByteSize(), steps=_steps(proto))
 
 

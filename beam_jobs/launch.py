@@ -1,7 +1,6 @@
 """Running an ingest: checked first, then run to its end, then what the dataset says of itself."""
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +14,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs.build_dataset import build, build_retry
 from beam_jobs.commit import clear_staging
 from beam_jobs.dataflow import job_address, ready_to_send
-from beam_jobs.errors import JobError, JobOptionError
+from beam_jobs.errors import JobError
 from beam_jobs.failures import what_failed
 from beam_jobs.metrics import Measured, read_measured
 from beam_jobs.options import IngestJob, describe_run
+from beam_jobs.pipeline import new_pipeline
 from beam_jobs.progress import progress_line
 from beam_jobs.retry import forget_retryable, retry_job
 from beam_jobs.start import check_start
@@ -74,15 +74,20 @@ def run_ingest(
         JobOptionError: if the job cannot start as asked for (SOURCE, labels, the runner, an existing DATASET).
         JobError: if DATASET cannot be written, or the pipeline failed.
     """
-    with ready_to_send(job, options):
-        return _run_checked(job, options, progress=progress, retry_rejected=retry_rejected, append=append)
+    with ready_to_send(job, options), new_pipeline(options) as pipeline:
+        return _run_checked(job, pipeline, options, progress=progress, retry_rejected=retry_rejected, append=append)
 
 
 def _run_checked(
-    job: IngestJob, options: PipelineOptions, *, progress: bool, retry_rejected: bool, append: bool
+    job: IngestJob,
+    pipeline: beam.Pipeline,
+    options: PipelineOptions,
+    *,
+    progress: bool,
+    retry_rejected: bool,
+    append: bool,
 ) -> IngestResult:
     started = time.monotonic()
-    pipeline = _pipeline(options)
     earlier = check_start(job, retry_rejected=retry_rejected, append=append)
     if earlier and not (earlier.retryable or earlier.new):
         clear_staging(job)
@@ -117,18 +122,8 @@ def run_pipeline(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob
         JobOptionError: if there is no such runner.
         JobError: in one sentence, whatever a worker raised.
     """
-    return _run(add, job, _pipeline(options))
-
-
-def _pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """An empty pipeline; making it proves that there is such a runner and that it has the options that it needs."""
-    # Beam logs every worker's start and a traceback per bundle; the error itself arrives as an exception.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
-    try:
-        return beam.Pipeline(options=options)
-    except (ValueError, ImportError, AttributeError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise JobOptionError(f"Apache Beam cannot start its runner: {said}.") from error
+    with new_pipeline(options) as pipeline:
+        return _run(add, job, pipeline)
 
 
 def _run(add: Callable[[beam.Pipeline, IngestJob], None], job: IngestJob, pipeline: beam.Pipeline) -> Measured:

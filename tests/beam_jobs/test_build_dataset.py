@@ -118,12 +118,15 @@ def _die(*_: object, **__: object) -> None:
 
 
 def test_a_second_run_on_a_complete_dataset_does_nothing_and_notices_changes(
-    cohort: Path, dataset: Path, tmp_path: Path
+    cohort: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = hashes(dataset)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     assert ingest(cohort, dataset).already_complete
     with pytest.raises(JobOptionError, match="geometry"):
         ingest(cohort, dataset, geometry="methods")
+    assert not [*(tmp_path / "tmp").iterdir()]  # where Beam makes a folder for each pipeline
     grown = tmp_path / "grown"
     shutil.copytree(cohort, grown)
     (grown / "new.dcm").write_bytes(b"new")

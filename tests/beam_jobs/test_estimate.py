@@ -67,9 +67,13 @@ def test_prices_may_be_replaced_by_numbers_only(tmp_path: Path) -> None:
             Prices.load(str(path))
 
 
-def test_numbers_of_a_local_estimate_fit_each_other(cohort: Path, tmp_path: Path) -> None:
+def test_numbers_of_a_local_estimate_fit_each_other(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(str(cohort), str(tmp_path / "d"), geometry="block6")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = estimate(job, beam_options([], num_workers=2))
+    assert not [*tmp_path.iterdir()]  # where Beam makes a folder for each pipeline
     assert found.dollars is None
     assert found.inputs.volumes == 4
     assert found.hours == pytest.approx(4 / found.volumes_an_hour)
