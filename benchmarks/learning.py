@@ -19,21 +19,13 @@ from typing import Final
 import numpy as np
 import torch
 from figures import ROOT, put, table
-from learning_features import (
-    COMPONENTS,
-    Repeating,
-    causes,
-    components,
-    features,
-    halves,
-    known_share,
-    profiles,
-    repeating,
-)
+from learning_features import COMPONENTS, Repeating, causes, components, features, known_share, profiles, repeating
+from learning_retakes import RETAKES, retakes
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ingest.phantom.plan import CohortSpec
 from manifests.cohort import STUDY_GROUPS
 from shards.reader import Dataset, iterate, open_dataset
 from train.checkpoint import load_encoder, open_checkpoint
@@ -47,6 +39,8 @@ from train.recipe import load_recipe
 SEEDS: Final = (0, 1, 2)
 COHORTS: Final = (2, 3)
 """Seeds of the eyes. Recipe, signal and probe were chosen on those of seed 1."""
+PEOPLE: Final = 192
+DEVICE: Final = "topcon_maestro2"
 SIZES: Final = (
     "model.depth=6", "model.predictor_depth=3", "objective.num_visible=448", "objective.num_targets=352",
     "model.patch=[8, 8, 16]", "train.device=cpu", "log.wandb=false",
@@ -69,7 +63,8 @@ class Held:
 
     `right` says whom a classifier got right, `numbers` what a ridge regression takes their label for: labels are the
     study groups in order, and each adds as much to a layer. `rank` is the RankMe of the features, `known` the share of
-    their variance that `causes` explain, `again` what of them is `repeating`, if that was asked; means over seeds.
+    their variance that `causes` explain, `again` what of them is `repeating` in each of `RETAKES`, if that was asked;
+    means over seeds.
     """
 
     name: str
@@ -78,7 +73,7 @@ class Held:
     labels: np.ndarray
     rank: float
     known: float
-    again: Repeating | None = None
+    again: tuple[Repeating, ...] = ()
 
     def accuracy(self, drawn: Drawn = EVERYONE) -> float:
         """Balanced over classes, mean over seeds."""
@@ -118,7 +113,8 @@ def main() -> None:
     """Make what is missing under --out, train what is not trained yet, probe, and write the page."""
     arguments = parse()
     cohorts = [study(eyes, arguments) for eyes in arguments.eyes]
-    text = "\n".join([score_table(joined(cohorts)), cohort_table(cohorts), course_table(cohorts)])
+    everyone = joined(cohorts)
+    text = "\n".join([score_table(everyone), cohort_table(cohorts), retake_table(everyone), course_table(cohorts)])
     print(text)
     if arguments.write:
         put("learning", text, ROOT / "docs/training.md")
@@ -139,15 +135,21 @@ def study(eyes: int, arguments: argparse.Namespace) -> Cohort:
         RANDOM: [build_encoder(recipe, seed=seed) for seed in SEEDS[: len(runs)]],
     }
     held = []
+    anew = retakes(folder, cohort_spec(eyes, arguments), unseen)
+    is_unseen = np.array([sample.meta.split == "val" for sample in samples])
     for name, some in encoders.items():
-        again = [repeating(*(features(one, recipe, half) for half in halves(unseen))) for one in some]
-        held.append(held_out(name, dataset, [features(one, recipe, samples) for one in some], found, again))
-    sets = {
+        sets = [features(one, recipe, samples) for one in some]
+        again = [
+            [repeating(one[is_unseen], features(encoder, recipe, taken)) for taken in anew.values()]
+            for encoder, one in zip(some, sets, strict=True)
+        ]
+        held.append(held_out(name, dataset, sets, found, again))
+    others = {
         f"raw pixels, {COMPONENTS} principal components": components(dataset, recipe, samples),
         "mean and spread of grey levels": found[:, 2:],
         "mean A-scan, aligned at the lower edge": profiles(recipe, samples),
     }
-    held += [held_out(name, dataset, [one], found) for name, one in sets.items()]
+    held += [held_out(name, dataset, [one], found) for name, one in others.items()]
     return Cohort(eyes=eyes, held=held, runs=runs)
 
 
@@ -161,15 +163,15 @@ def joined(cohorts: Sequence[Cohort]) -> list[Held]:
             labels=np.concatenate([part.labels for part in parts]),
             rank=float(np.mean([part.rank for part in parts])),
             known=float(np.mean([part.known for part in parts])),
-            again=_mean([part.again for part in parts if part.again]),
+            again=_means([part.again for part in parts]),
         )
         for parts in zip(*(cohort.held for cohort in cohorts), strict=True)
     ]
 
 
-def _mean(found: Sequence[Repeating]) -> Repeating | None:
-    """Of each number; None of none."""
-    return Repeating(*np.mean(found, axis=0).tolist()) if found else None
+def _means(found: Sequence[Sequence[Repeating]]) -> tuple[Repeating, ...]:
+    """Of each number of each retake; nothing of none."""
+    return tuple(Repeating(*np.mean(same, axis=0).tolist()) for same in zip(*found, strict=True))
 
 
 def make_dataset(folder: Path, eyes: int, arguments: argparse.Namespace) -> Path:
@@ -178,13 +180,20 @@ def make_dataset(folder: Path, eyes: int, arguments: argparse.Namespace) -> Path
     if (dataset / "_SUCCESS").exists():
         return dataset
     if not (cohort / "truth.csv").exists():  # the last file of it
-        fovea("phantom", cohort, "--participants", 192, "--volumes", 1, "--devices", "maestro2",
+        fovea("phantom", cohort, "--participants", PEOPLE, "--volumes", 1, "--devices", DEVICE,
               "--signal", arguments.signal, "--seed", eyes)  # fmt: skip
     hold_out_half(cohort / "participants.tsv")
     geometry = folder / "scan.yaml"
     geometry.write_text(GEOMETRY)
     fovea("ingest", cohort, dataset, "--geometry", geometry)
     return dataset
+
+
+def cohort_spec(eyes: int, arguments: argparse.Namespace) -> CohortSpec:
+    """What `make_dataset` asks `fovea phantom` for."""
+    return CohortSpec(
+        participants=PEOPLE, volumes_per_participant=1, devices=(DEVICE,), signal=arguments.signal, seed=eyes
+    )
 
 
 def hold_out_half(path: Path) -> None:
@@ -220,7 +229,7 @@ def held_out(
     dataset: Dataset,
     sets: Sequence[np.ndarray],
     found: np.ndarray,
-    again: Sequence[Repeating] = (),
+    again: Sequence[Sequence[Repeating]] = (),
 ) -> Held:
     """Fit on the training half for each set of features, and look at the other half: a volume of each participant."""
     labels = labels_of(dataset)
@@ -235,7 +244,7 @@ def held_out(
         labels=labels[~is_train],
         rank=float(np.mean([rankme(torch.from_numpy(one)) for one in unseen])),
         known=float(np.mean([known_share(one, found[~is_train]) for one in unseen])),
-        again=_mean(again),
+        again=_means(again),
     )
 
 
@@ -262,13 +271,12 @@ def score_table(held: Sequence[Held]) -> str:
     rows = []
     for one in held:
         shown = [cell for measure in (Held.accuracy, Held.explained) for cell in _beside(one, random, measure)]
-        again = one.again and (f"{one.again.share:.3f}", f"{one.again.directions:.1f}", f"{one.again.rank:.1f}")
-        rows.append((one.name, len(one.right), *shown, f"{one.known:.2f}", f"{one.rank:.1f}", *(again or ("", "", ""))))
+        rows.append((one.name, len(one.right), *shown, f"{one.known:.2f}", f"{one.rank:.1f}"))
     more = "more than a random encoder"
     accuracy = f"balanced accuracy of {len(random.labels)} held out"
     head = ["features", "seeds", accuracy, more, "R2 of the label as a number", more]
-    head += ["known", "RankMe", "repeats", "directions that repeat", "their RankMe"]
-    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", *[""] * 6)])
+    head += ["known", "RankMe"]
+    return table(head, [*rows, ("chance", "", "0.250", "", "0.000", *[""] * 3)])
 
 
 def _beside(one: Held, other: Held, measure: Measure) -> tuple[str, str]:
@@ -295,6 +303,20 @@ def cohort_table(cohorts: Sequence[Cohort]) -> str:
     rows = [(name, *(cell for part in parts for cell in part)) for name, *parts in zip(names, *cells, strict=True)]
     each = [(f"eyes of seed {cohort.eyes}, {len(cohort.held[0].labels)} held out", "more") for cohort in cohorts]
     return table(["features", *(cell for pair in each for cell in pair)], rows)
+
+
+def retake_table(held: Sequence[Held]) -> str:
+    """What of the features of each encoder is there again when the eyes of held-out people are taken once more."""
+    rows = [
+        (one.name, len(one.right), f"{one.rank:.1f}", *(cell for again in one.again for cell in _cells(again)))
+        for one in held if one.again
+    ]  # fmt: skip
+    columns = (f"{what} {name}" for name in RETAKES for what in ("share", "directions", "RankMe"))
+    return table(["features", "seeds", "RankMe", *columns], rows)
+
+
+def _cells(again: Repeating) -> tuple[str, str, str]:
+    return f"{again.share:.3f}", f"{again.directions:.1f}", f"{again.rank:.1f}"
 
 
 def course_table(cohorts: Sequence[Cohort]) -> str:

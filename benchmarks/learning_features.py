@@ -1,7 +1,6 @@
 """What `learning.py` looks at: features of encoders, pixels and A-scans, and how much of features is what."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -40,22 +39,8 @@ def features(encoder: Encoder, recipe: Recipe, samples: Sequence[Sample]) -> np.
     return pooled_features(encoder, recipe, samples, torch.device("cpu")).double().numpy()
 
 
-def halves(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """The same volumes twice: of each four B-scans the first two in place of the others, and the other way round.
-
-    Anatomy is nearly the same in both. Speckle is not, but for what resampling shares between the middle two.
-    """
-    for first in (0, 2):
-        yield [replace(sample, volume=_without(sample.volume, first)) for sample in samples]
-
-
-def _without(volume: np.ndarray, first: int) -> np.ndarray:
-    frames = np.arange(len(volume))
-    return volume[frames - frames % 4 + first + frames % 2]
-
-
 class Repeating(NamedTuple):
-    """What of features is there again in other speckle."""
+    """What of features is there again when the same eyes are taken once more."""
 
     share: float
     """Of their variance."""
@@ -66,10 +51,10 @@ class Repeating(NamedTuple):
 
 
 def repeating(one: np.ndarray, other: np.ndarray) -> Repeating:
-    """What of features `[N, C]` is there again in those of the other halves of the same volumes.
+    """What of features `[N, C]` is there again in those of other takes of the same eyes.
 
-    Noise of its own in each half adds nothing to their covariance but chance, which is as often negative: directions
-    are its eigenvalues over twice the most negative one. That is cross-validated PCA (Stringer et al. 2019,
+    What is each take's own adds nothing to their covariance but chance, which is as often negative: directions are
+    its eigenvalues over twice the most negative one. That is cross-validated PCA (Stringer et al. 2019,
     "High-dimensional geometry of population responses in visual cortex").
     """
     first, second = one - one.mean(0), other - other.mean(0)

@@ -164,10 +164,18 @@ def _identifiers(
     )
 
 
-def realise(plan: VolumePlan) -> tuple[Volume8, HeaderSpec]:
-    """Render the planned volume, in stored order, with its header."""
+def realise(plan: VolumePlan, *, scan: int = 0, speckle: int = 0) -> tuple[Volume8, HeaderSpec]:
+    """Render the planned volume, in stored order, with its header.
+
+    Args:
+        plan: which volume.
+        scan: another number is another acquisition of the same eye: aim, depth, tilt, motion, gain, shading and the
+            choroid's pattern are drawn anew, and speckle.
+        speckle: another number is the same acquisition in other speckle.
+    """
     person = plan.participant
+    seed = (plan.seed, 23, plan.number, scan) if scan else (plan.seed, 17, plan.number)
     eye = make_eye(plan.seed, person.number, plan.subject.laterality, effect_of(person.label, plan.signal))
-    volume = render_volume(plan.protocol, eye, (plan.seed, 17, plan.number))
+    volume = render_volume(plan.protocol, eye, seed, speckle_seed=speckle)
     header = protocol_header(plan.protocol, plan.subject, plan.transfer_syntax, offset_table=plan.offset_table)
     return (volume[::-1] if plan.protocol.reversed_frames else volume), header

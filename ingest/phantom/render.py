@@ -66,13 +66,14 @@ def scan_grid(protocol: Protocol) -> ScanGrid:
     return ScanGrid(x=x.astype(np.float32), y=y.astype(np.float32))
 
 
-def render_volume(protocol: Protocol, eye: Eye, seed: tuple[int, ...]) -> Volume8:
+def render_volume(protocol: Protocol, eye: Eye, seed: tuple[int, ...], *, speckle_seed: int = 0) -> Volume8:
     """Scan an eye.
 
     Args:
         protocol: how the eye is sampled.
         eye: what is scanned.
         seed: names this acquisition's random streams; it must not depend on the label.
+        speckle_seed: another number gives the same acquisition in other speckle.
 
     Returns:
         uint8 `[D, H, W]`, B-scans in position order (whatever order the device stores them in).
@@ -80,7 +81,7 @@ def render_volume(protocol: Protocol, eye: Eye, seed: tuple[int, ...]) -> Volume
     scene = _set_scene(protocol, eye, np.random.default_rng([*seed, 1]))
     volume = np.empty(protocol.shape, dtype=np.uint8)
     for index in range(protocol.num_frames):
-        rng = np.random.default_rng([*seed, 2, index])
+        rng = np.random.default_rng([*seed, 3, index, speckle_seed] if speckle_seed else [*seed, 2, index])
         noise = speckle(rng, scene.acquisition.optics.looks, protocol.shape[1:])
         volume[index] = compress(_paint(scene, index), noise, scene.acquisition)
     return volume

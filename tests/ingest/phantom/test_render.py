@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ingest.phantom.anatomy import effect_of, make_eye
+from ingest.phantom.plan import CohortSpec, plan_cohort, realise
 from ingest.phantom.protocols import PROTOCOLS
 from ingest.phantom.render import render_volume, scan_grid
 
@@ -33,6 +34,18 @@ def test_same_seed_same_pixels_other_seed_other_speckle():
     first = render_volume(protocol, eye, (1, 2))
     assert np.array_equal(first, render_volume(protocol, eye, (1, 2)))
     assert not np.array_equal(first, render_volume(protocol, eye, (1, 3)))
+
+
+def test_other_speckle_is_the_same_scan_and_another_scan_is_not():
+    (plan,) = plan_cohort(
+        CohortSpec(participants=1, volumes_per_participant=1, devices=("topcon_maestro2",), small=True)
+    )
+    first, other, scan = (realise(plan, **again)[0].astype(int) for again in ({}, {"speckle": 1}, {"scan": 1}))
+    assert np.array_equal(first, realise(plan)[0])
+    assert abs(first - other).mean() > 3
+    smooth, again, moved = (x.reshape(10, 2, 16, 8, 16, 8).mean(axis=(1, 3, 5)) for x in (first, other, scan))
+    assert abs(smooth - again).mean() < 4
+    assert abs(smooth - moved).mean() > 8
 
 
 @pytest.mark.parametrize("name", ["maestro2_3d_macula_oct", "cirrus_disc_oct", "spectralis_onh_rc_hr_oct"])
