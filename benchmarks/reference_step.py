@@ -8,6 +8,7 @@ does not need. Shapes: B volumes, D H W voxels, N tokens, K visible ones, T targ
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -57,13 +58,13 @@ class ReferenceStep:
 
     def step(self, batches: Sequence[Batch]) -> float:
         """One update; the loss, mean over volumes."""
-        total = 0.0
+        losses = []
         for batch in batches:
             share = len(batch.content_BN) / self._recipe.train.global_batch
             with self._device.autocast():
                 loss = self._loss(batch)
             torch.autograd.backward(loss * share)
-            total += loss.item() * share
+            losses.append(loss.detach() * share)
         self._optimizer.step()
         self._optimizer.zero_grad()
         momentum = self._recipe.optim.ema_start
@@ -71,7 +72,7 @@ class ReferenceStep:
             moved, by = list(self.target.parameters()), list(self.context.parameters())
             torch._foreach_mul_(moved, momentum)
             torch._foreach_add_(moved, by, alpha=1 - momentum)
-        return total
+        return float(torch.stack(losses).sum())  # one wait for the device, as in ours
 
     def _loss(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -95,6 +96,8 @@ def load_modules(checkout: str) -> tuple[Callable[..., Tensor], type[nn.Module],
         sys.path.append(checkout)
     for module, function in UNUSED.items():
         _stand_in(module, function)
+    # They wrap attention in it with all kernels allowed, as they are anyway; torch.compile breaks a graph at each.
+    torch.backends.cuda.sdp_kernel = nullcontext  # type: ignore[assignment]
     from src.masks.utils import apply_masks
     from src.models.predictor import VisionTransformerPredictor
     from src.models.vision_transformer import VisionTransformer

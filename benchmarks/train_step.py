@@ -112,6 +112,11 @@ def describe(recipe: Any, device: Device, state: TrainState, step_s: float) -> d
         "recipe": recipe.name,
         "recipe_reader": "plain" if isinstance(recipe, PlainRecipe) else "pydantic",
         "device": device.kind,
+        **(
+            {"gpu": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
+            if device.kind == "cuda"
+            else {}
+        ),
         "precision": device.precision,
         "compiled": recipe.train.compile,
         "torch": torch.__version__,
@@ -187,7 +192,9 @@ def synthetic_batches(recipe: Any, device: Device) -> list[Batch]:
     """One step's micro-batches of noise without padding, on the device."""
     sizes = recipe.train
     starts = range(0, sizes.global_batch, sizes.micro_batch)
-    return [synthetic_batch(recipe, device, min(sizes.micro_batch, sizes.global_batch - start)) for start in starts]
+    counts = [min(sizes.micro_batch, sizes.global_batch - start) for start in starts]
+    of_size = {count: synthetic_batch(recipe, device, count) for count in set(counts)}  # as few at once as in a run
+    return [of_size[count] for count in counts]
 
 
 def synthetic_batch(recipe: Any, device: Device, size: int) -> Batch:

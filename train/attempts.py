@@ -51,18 +51,19 @@ class Stepper:
             try:
                 return try_step(self.state, self.feed.step_batches(), self.recipe, self.device)
             except MicroBatchError as error:
-                self._halve(error)
+                said = str(error)
+            self._halve(said)  # here nothing holds the batch that did not fit any more
 
-    def _halve(self, error: MicroBatchError) -> None:
+    def _halve(self, said: str) -> None:
         if self.feed.micro_batch == 1:
             raise TrainError(
-                f"a micro-batch of one volume does not fit into memory ({error}): raise data.pool, lower "
+                f"a micro-batch of one volume does not fit into memory ({said}): raise data.pool, lower "
                 "objective.num_visible, choose a smaller model.preset, or a larger device."
-            ) from error
+            )
         self.device.free_memory()
         self.feed.micro_batch //= 2
         self.feed.go_to(self.state.step)
         self.say(
-            f"step {self.state.step + 1}: {error}; from here on train.micro_batch is {self.feed.micro_batch}, and the "
+            f"step {self.state.step + 1}: {said}; from here on train.micro_batch is {self.feed.micro_batch}, and the "
             f"global batch of {self.recipe.train.global_batch} stays."
         )

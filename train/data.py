@@ -14,6 +14,7 @@ from torch import Tensor
 from shards.reader import Dataset
 from shards.schema import Sample, SampleMeta, Volume, content_token_mask
 from train.config import DataConfig, Recipe
+from train.device import send
 from train.errors import TrainError
 
 MIN_STD = 1e-3  # grey levels; a volume without contrast becomes zeros instead of a division by zero
@@ -48,7 +49,7 @@ def _content_voxels(meta: SampleMeta, recipe: Recipe, device: torch.device) -> T
     """Which pooled voxels hold content, bool `[D, H, W]`."""
     content_DHW = torch.ones((), dtype=torch.bool, device=device)
     for axis, (bounds, size) in enumerate(zip(meta.content_box, recipe.grid, strict=True)):
-        inside = _inside(bounds, size, axis).to(device)
+        inside = send(_inside(bounds, size, axis), device)
         content_DHW = content_DHW & (_sum_groups(inside, axis, recipe.data.pool, torch.int32) > 0)
     return content_DHW
 
@@ -69,7 +70,9 @@ def prepare(samples: Sequence[Sample], recipe: Recipe, device: torch.device) -> 
     content = np.stack([content_tokens(sample.meta, recipe) for sample in samples])
     spacing = torch.tensor([sample.meta.spacing_mm for sample in samples], dtype=torch.float32)
     return Prepared(
-        x_BDHW=torch.stack(views), content_BN=torch.from_numpy(content).to(device), spacing_B3=spacing.to(device)
+        x_BDHW=torch.stack(views),
+        content_BN=send(torch.from_numpy(content), device),
+        spacing_B3=send(spacing, device),
     )
 
 
@@ -90,10 +93,10 @@ def normalise(stored_DHW: Tensor, meta: SampleMeta, pool: int) -> Tensor:
     is_small = stored_DHW.dtype == torch.uint8 and pool**3 * 255 < 2**15
     total_DHW, share_DHW = stored_DHW, torch.ones((), device=stored_DHW.device)
     for axis, bounds in enumerate(meta.content_box):
-        inside = _inside(bounds, stored_DHW.shape[axis], axis).to(stored_DHW.device)
+        inside = send(_inside(bounds, stored_DHW.shape[axis], axis), stored_DHW.device)
         total_DHW = _sum_groups(total_DHW * inside, axis, pool, torch.int16 if is_small else torch.int32)
         share_DHW = share_DHW * _sum_groups(inside, axis, pool, torch.float32) / pool
-    statistics = torch.tensor([meta.intensity.mean, max(meta.intensity.std, MIN_STD)]).to(stored_DHW.device)
+    statistics = send(torch.tensor([meta.intensity.mean, max(meta.intensity.std, MIN_STD)]), stored_DHW.device)
     mean, std = statistics.unbind()  # tensors: as constants they would be part of an XLA graph
     return (total_DHW.float() / pool**3 - mean * share_DHW) / std
 
@@ -101,7 +104,7 @@ def normalise(stored_DHW: Tensor, meta: SampleMeta, pool: int) -> Tensor:
 def _on_device(volume: Volume, device: torch.device) -> Tensor:
     """Stored integers on the device; torch computes with uint8 and not with uint16, which becomes int32."""
     plain = volume if volume.dtype == np.uint8 else volume.astype(np.int32)
-    return torch.from_numpy(plain).to(device)
+    return send(torch.from_numpy(plain), device)
 
 
 def _inside(bounds: tuple[int, int], size: int, axis: int) -> Tensor:

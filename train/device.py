@@ -16,12 +16,20 @@ from train.ranks import Ranks
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-BF16_PEAKS: Final = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
-"""NVIDIA's data sheets, without sparsity; the first that is part of a device's name."""
+BF16_PEAKS: Final = {
+    "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+}  # fmt: skip
+"""NVIDIA's data sheets, without sparsity; the first that is part of a device's name. They are of whole devices."""
 
 
-CPU_REFUSES: Final = "can't allocate memory"
-"""What torch's CPU allocator says in a plain RuntimeError, under `ulimit -v` or where memory is not overcommitted."""
+REFUSALS: Final = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What a plain RuntimeError says of memory: of torch's CPU allocator, under `ulimit -v` or where memory is not
+overcommitted, and of what allocates on a CUDA device by itself (pytorch#128601: cuBLAS, new in a backward pass)."""
 
 
 class Device:
@@ -44,8 +52,8 @@ class Device:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            is_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_REFUSES in str(error)
-            if not is_of_memory:
+            is_refused = any(words in str(error) for words in REFUSALS)
+            if not (is_refused or isinstance(error, torch.OutOfMemoryError | MemoryError)):
                 raise
             raise MemoryTooSmallError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
@@ -77,8 +85,7 @@ class Device:
         """Dense operations a second by the maker's sheet, in this precision; None where no sheet is known here."""
         if self.kind != "cuda" or self.precision != "bf16":
             return None
-        name = torch.cuda.get_device_name(self.torch_device)
-        return next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
+        return bf16_peak(torch.cuda.get_device_name(self.torch_device))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Runs matrix products in bfloat16 if the precision says so."""
@@ -99,6 +106,18 @@ class Device:
         if self.kind == "cuda":
             return torch.cuda.max_memory_allocated(self.torch_device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+def bf16_peak(name: str) -> float | None:
+    """Of a device of that name; None of a part of one (MIG) and of those that are not known here."""
+    return next((peak for part, peak in BF16_PEAKS.items() if part in name and "MIG" not in name), None)
+
+
+def send(x: Tensor, to: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU fetches it while the host goes on."""
+    if to.type != "cuda":
+        return x.to(to)
+    return x.pin_memory().to(to, non_blocking=True)  # the allocator of pinned memory waits until it has been read
 
 
 class XlaDevice(Device):
@@ -153,7 +172,13 @@ def open_device(name: str = "auto", precision: Precision = "auto") -> Device:
 def _open_cuda(precision: Precision, ranks: Ranks) -> Device:
     if not torch.cuda.is_available():
         raise DeviceError("train.device is cuda, and torch sees no CUDA device: use cpu, or install a CUDA build.")
-    torch_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= there:
+        raise DeviceError(
+            f"this is process {place} of its machine, from 0, and torch sees {there} CUDA devices: start one process "
+            "for each (torchrun --nproc-per-node), and let each see all of them."
+        )
+    torch_device = torch.device("cuda", place)
     torch.cuda.set_device(torch_device)
     ranks.join("nccl")
     native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -193,8 +193,8 @@ class Encoder(nn.Module):
         if self.reference_mm is not None:
             if spacing_B3 is None:
                 raise ValueError("this encoder places tokens in mm: give it spacing_B3.")
-            reference_3 = torch.tensor(self.reference_mm, device=device)
-            positions_BNA = positions_BNA * (spacing_B3 / reference_3)[:, None, :]
+            steps_B3 = torch.stack([spacing_B3[:, axis] / mm for axis, mm in enumerate(self.reference_mm)], dim=1)
+            positions_BNA = positions_BNA * steps_B3[:, None, :]  # a tensor of `reference_mm` would be copied each time
         if keep_BK is not None:
             positions_BNA = take_tokens(positions_BNA.expand(len(keep_BK), -1, -1), keep_BK)
         return rotation(positions_BNA, self.head_dim)

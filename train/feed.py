@@ -64,10 +64,10 @@ class Feed:
         samples = self._loader.batch()
         began = time.perf_counter()
         while drawn := self._draw(samples):
-            batch = training_batch(drawn, self._recipe, self._device)
+            moved = move_and_mask(drawn, self._recipe)
             self.epoch = drawn[-1][0]
-            self.waited_s += time.perf_counter() - began
-            yield batch
+            self.waited_s += time.perf_counter() - began  # what follows waits for the device, or is its work
+            yield _batch(*moved, self._recipe, self._device, [epoch for epoch, _ in drawn])
             began = time.perf_counter()
 
     def _draw(self, samples: Iterator[tuple[Place, Sample]]) -> list[tuple[int, Sample]]:
@@ -87,13 +87,19 @@ def training_batch(drawn: Sequence[tuple[int, Sample]], recipe: Recipe, device: 
         recipe: budgets, augmentation and seed.
         device: where the batch goes.
     """
-    seed, epochs = recipe.train.seed, [epoch for epoch, _ in drawn]
+    return _batch(*move_and_mask(drawn, recipe), recipe, device, [epoch for epoch, _ in drawn])
+
+
+def move_and_mask(drawn: Sequence[tuple[int, Sample]], recipe: Recipe) -> tuple[list[Sample], list[TokenMasks]]:
+    """The host's part of a batch."""
     samples = [_move(sample, recipe, epoch) for epoch, sample in drawn]
     masks = [
-        plan_masks(recipe, content_tokens(sample.meta, recipe), generator(seed, "masks", epoch, sample.key))
-        for epoch, sample in zip(epochs, samples, strict=True)
+        plan_masks(
+            recipe, content_tokens(sample.meta, recipe), generator(recipe.train.seed, "masks", epoch, sample.key)
+        )
+        for (epoch, _), sample in zip(drawn, samples, strict=True)
     ]
-    return _batch(samples, masks, recipe, device, epochs)
+    return samples, masks
 
 
 def validation_batch(samples: Sequence[Sample], recipe: Recipe, device: Device) -> Batch:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.device import Device
+from train.device import Device, send
 from train.encoder import Block, Encoder, Rotation, take_tokens
 from train.masks import TokenMasks
 from train.predictor import MlpPredictor, TransformerPredictor
@@ -103,10 +103,10 @@ class Batch:
             target_BDHW=views[1],
             content_BN=content_BN,
             spacing_B3=spacing_B3,
-            visible_BK=torch.from_numpy(masks.visible).to(device),
-            targets_BT=torch.from_numpy(masks.targets).to(device),
-            hidden_BN=torch.from_numpy(masks.hidden).to(device),
-            scale_BL2=None if scale_BL2 is None else scale_BL2.to(device),
+            visible_BK=send(torch.from_numpy(masks.visible), device),
+            targets_BT=send(torch.from_numpy(masks.targets), device),
+            hidden_BN=send(torch.from_numpy(masks.hidden), device),
+            scale_BL2=None if scale_BL2 is None else send(scale_BL2, device),
         )
 
     def over(self, device: Device) -> Self:

@@ -94,6 +94,7 @@ def try_step(state: TrainState, batches: Iterable[Batch], recipe: Recipe, device
         MicroBatchError: on all ranks, if memory was too small on one; nothing has changed.
         StopRequestedError: on all ranks, if one was asked to stop while it waited for data; nothing has changed.
         TrainError: on the rank whose memory was too small, where ranks meet within a pass; the others wait in vain.
+            Or if memory is too small for an update, whatever the micro-batch.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.networks.buffers()]  # BatchNorm's, which a forward pass moves
@@ -165,7 +166,14 @@ def _update(state: TrainState, summary: dict[str, float], recipe: Recipe, device
     if applied:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        state.optimizer.step()
+        try:
+            with device.telling_memory():
+                state.optimizer.step()
+        except MemoryTooSmallError as error:
+            raise TrainError(
+                f"gradients fit into memory and the optimizer's moments do not ({error}): choose a smaller "
+                "model.preset, train.shard=true over several devices, or a larger device."
+            ) from error
         move_target(state.networks.target, state.networks.context, momentum, is_lazy=device.is_lazy)
     device.send_off()
     return StepResult(summary=summary, grad_norm=grad_norm, lr=lr, momentum=momentum, applied=applied)

@@ -1,8 +1,12 @@
 """Steps that fail: done again where that helps, left out and counted where not, and no trace in the weights."""
 
+import gc
 import json
 import math
+import time
+import weakref
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,16 @@ import pytest
 import torch
 
 import train.attempts
+import train.feed
 import train.step
 from shards.reader import open_dataset
 from train.config import Recipe
+from train.device import Device, open_device
 from train.errors import NonFiniteError, TrainError
+from train.feed import Feed
 from train.loop import pretrain
 from train.objective import Batch, Networks, Outcome
+from train.plan import plan_run
 from train.recorder import Listener
 
 
@@ -61,6 +69,56 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_weights_are_those_of_
     assert f"micro_batch is {then}, and the global batch of 4 stays" in halved[-1]
     rows = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
     assert {row["micro_batch"] for row in rows if row["split"] == "train"} == {then}
+
+
+def test_what_did_not_fit_is_gone_before_memory_is_given_back(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback that is kept holds the batch; without the collector, as it may not come by."""
+    real, seen, alive = too_large(2), [], []
+
+    def evaluate(networks: Networks, batch: Batch) -> Outcome:
+        seen.append(weakref.ref(batch.context_BDHW))
+        return real(networks, batch)
+
+    monkeypatch.setattr(train.step, "evaluate", evaluate)
+    monkeypatch.setattr(Device, "free_memory", lambda _: alive.append(sum(one() is not None for one in seen)))
+    gc.disable()
+    try:
+        pretrain(cut(recipe, 4), open_dataset(tiny_dataset), tmp_path / "run")
+    finally:
+        gc.enable()
+    assert alive == [0]
+
+
+def test_an_update_that_does_not_fit_ends_in_a_sentence(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", refuse)
+    with pytest.raises(TrainError, match=r"the optimizer's moments do not \(CUDA out of memory.*model\.preset"):
+        pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+
+
+def test_only_the_host_s_part_of_a_batch_is_waiting_for_data(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy to a device that is busy takes as long as what keeps it busy."""
+    real = train.feed.prepare
+
+    def busy(*words: Any) -> Any:
+        time.sleep(0.2)
+        return real(*words)
+
+    monkeypatch.setattr(train.feed, "prepare", busy)
+    dataset = open_dataset(tiny_dataset)
+    plan = plan_run(cut(recipe, 2), dataset)
+    with closing(Feed(plan.train, plan.recipe, open_device("cpu"), step=0)) as feed:
+        began = time.perf_counter()
+        assert len([*feed.step_batches()]) == 2
+        assert feed.waited_s < time.perf_counter() - began - 0.4
 
 
 def test_when_one_volume_does_not_fit_it_is_said_what_would(

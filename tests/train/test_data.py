@@ -69,7 +69,8 @@ def test_a_run_takes_each_sample_once_an_epoch(
     tiny_dataset: str, make_recipe: Callable[..., Recipe], cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reader processes, and the size of its micro-batches, change nothing of it."""
-    monkeypatch.setattr("train.feed.training_batch", lambda drawn, *_: drawn)
+    monkeypatch.setattr("train.feed.move_and_mask", lambda drawn, _: (drawn, []))
+    monkeypatch.setattr("train.feed._batch", lambda drawn, *_: drawn)
     sequences = []
     for workers, micro_batch in ((0, 4), (2, 3)):
         recipe = make_recipe(data={"workers": workers}, train={"micro_batch": micro_batch})

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from train.device import XlaDevice, open_device
+from train.device import XlaDevice, bf16_peak, open_device, send
 from train.errors import DeviceError, MemoryTooSmallError
 
 
@@ -20,6 +20,7 @@ def test_auto_on_a_machine_without_cuda_is_the_cpu(monkeypatch: pytest.MonkeyPat
 def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     """Torch's own answer counts emulation: a T4 has nothing else."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert open_device("cuda").precision == ("bf16" if native else "fp32")
@@ -48,6 +49,14 @@ def refuse_on_cuda() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
+def refuse_a_library() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def refuse_a_context() -> None:
+    raise torch.AcceleratorError("CUDA error: out of memory")
+
+
 def refuse_in_python() -> None:
     raise MemoryError
 
@@ -57,12 +66,48 @@ def refuse_in_python() -> None:
     [
         (refuse_an_exabyte, r"can't allocate memory: you tried to allocate 1152921504606846976 bytes"),
         (refuse_on_cuda, r"^CUDA out of memory"),
+        (refuse_a_library, "CUBLAS_STATUS_ALLOC_FAILED"),
+        (refuse_a_context, "^CUDA error: out of memory"),
         (refuse_in_python, "^MemoryError$"),
     ],
 )
 def test_memory_that_is_too_small_is_one_error(ask: Callable[[], None], said: str) -> None:
     with pytest.raises(MemoryTooSmallError, match=said), open_device("cpu").telling_memory():
         ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_peak_is_that_of_the_whole_device(name: str, peak: float | None) -> None:
+    assert bf16_peak(name) == peak
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(DeviceError, match="process 1 of its machine, from 0, and torch sees 1 CUDA devices"):
+        open_device("cuda")
+
+
+def test_a_gpu_fetches_from_pinned_memory_while_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: what is asked for is looked at, and that of a CPU nothing is."""
+    asked: list[object] = []
+    pinned = torch.zeros(1)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *words, **named: asked.append((x is pinned, words, named)))
+    send(torch.ones(1), torch.device("cpu"))
+    send(torch.ones(1), torch.device("cuda", 0))
+    to_cpu, to_gpu = (False, (torch.device("cpu"),), {}), (True, (torch.device("cuda", 0),), {"non_blocking": True})
+    assert asked == [to_cpu, to_gpu]
 
 
 def test_other_errors_stay_what_they_are() -> None:
