@@ -72,7 +72,7 @@ class RunOrder:
         Args:
             start: samples that the run has used, over all ranks: a whole number of batches.
         """
-        if start % self.batch:
+        if start < 0 or start % self.batch:
             raise ValueError(f"{start} samples are no whole number of batches of {self.batch}.")
         for first in itertools.count(start, self.batch):
             for slot in self.slots:

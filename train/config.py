@@ -5,20 +5,36 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from shards.schema import GRID_SHAPE, PATCH_SHAPE, Device, Shape, token_grid
 
 ObjectiveName = Literal["vjepa", "methods"]
 Preset = Literal["tiny", "small", "base", "large"]
 
-Count = Annotated[int, Field(ge=1)]
-Several = Annotated[int, Field(ge=2)]  # one token has no spread, and BatchNorm refuses it
-Size = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _number(value: Any) -> Any:
+    """To pydantic true is 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")  # noqa: TRY004 - pydantic tells of ValueErrors
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[Whole, Field(ge=1, le=2**53)]
+Several = Annotated[Whole, Field(ge=2, le=2**31)]  # one token has no spread, and BatchNorm refuses it
+Size = Annotated[Whole, Field(ge=0, le=2**31)]
+Few = Annotated[Whole, Field(ge=0, le=1000)]
+Edge = Annotated[Whole, Field(ge=1, le=2**16)]  # voxels along an axis, or channels
+Layers = Annotated[Few, Field(ge=1)]
+Batch = Annotated[Whole, Field(ge=1, le=2**20)]
+Positive = Annotated[Real, Field(gt=0, le=1e30)]  # float32 holds it
+NonNegative = Annotated[Real, Field(ge=0, le=1e3)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Aspect = Annotated[Real, Field(ge=0.01, le=100)]
+Millimetres = Annotated[Real, Field(ge=1e-4, le=1e3)]
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -27,6 +43,16 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+STORES = ("gs://", "gcs://", "s3://", "s3a://", "file://")
+
+
+def _of_a_store(address: str) -> str:
+    if "://" in address and not address.startswith(STORES):
+        raise ValueError(f"{address} is in no store that is known here: gs://, s3://, or a folder")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_of_a_store)]
 Range = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
 
 
@@ -39,30 +65,30 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which volumes are read, and at what resolution."""
 
-    pool: Count = 1  # 1 trains on the stored grid; 2 averages 2x2x2 voxels, an eighth of the tokens
-    grid: Shape | None = None  # voxels [D, H, W] of the stored volumes; read from the dataset
+    pool: Edge = 1  # 1 trains on the stored grid; 2 averages 2x2x2 voxels, an eighth of the tokens
+    grid: tuple[Edge, Edge, Edge] | None = None  # voxels [D, H, W] of the stored volumes; read from the dataset
     geometry: str | None = None  # name of their geometry; read from the dataset
     devices: tuple[Device, ...] | None = None  # None: all
     protocols: tuple[str, ...] | None = None
     regions: tuple[str, ...] | None = None
-    workers: Size = 0  # reader processes; 0 reads in the loop, enough while a step takes longer than a read
+    workers: Few = 0  # reader processes; 0 reads in the loop, enough while a step takes longer than a read
 
 
 class ModelConfig(Section):
     """The size and shape of the encoder and of its predictor; None takes the preset's value."""
 
     preset: Preset = "base"
-    patch: Shape = PATCH_SHAPE  # the schema's content tokens count these
-    dim: Count | None = None
-    depth: Count | None = None
-    head_dim: Annotated[int, Field(ge=6)] = 64  # flash kernels are fastest at 64; RoPE needs 6 for its three axes
-    predictor_dim: Count | None = None
-    predictor_depth: Count | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch: tuple[Edge, Edge, Edge] = PATCH_SHAPE  # the schema's content tokens count these
+    dim: Edge | None = None
+    depth: Layers | None = None
+    head_dim: Annotated[Edge, Field(ge=6)] = 64  # flash kernels are fastest at 64; RoPE needs 6 for its three axes
+    predictor_dim: Edge | None = None
+    predictor_depth: Layers | None = None
+    drop_path: Decay = 0.0
     # Stochastic depth (Huang et al. 2016): the chance that a volume skips a part of the last block of the context
     # encoder; it rises linearly from 0 at the first. What is left is scaled up.
     positions: Literal["rope", "table"] | None = None  # None: rope for vjepa, table for methods
-    rope_reference_mm: tuple[Positive, Positive, Positive] | None = None
+    rope_reference_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     # Voxel spacing that counts as one grid step for RoPE. None: positions are grid indices. The trainer sets
     # it to the dataset's median spacing when spacing differs between volumes, so that equal distances in mm
     # turn the features by equal angles.
@@ -75,8 +101,8 @@ class MaskConfig(Section):
     tube_area: Range = (0.1, 0.3)  # share of the H x W plane that one tube covers
     block_area: Range = (0.15, 0.5)  # the same for a block that is limited in D
     block_extent: Range = (0.25, 0.6)  # share of D that such a block spans
-    aspect: Annotated[tuple[Positive, Positive], AfterValidator(_rising)] = (0.5, 2.0)  # H over W of a block, in tokens
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6  # `methods`: share of content tokens masked at random
+    aspect: Annotated[tuple[Aspect, Aspect], AfterValidator(_rising)] = (0.5, 2.0)  # H over W of a block, in tokens
+    ratio: Annotated[Real, Field(gt=0, lt=1)] = 0.6  # `methods`: share of content tokens masked at random
 
 
 class ObjectiveConfig(Section):
@@ -90,7 +116,7 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """AdamW, its schedule, and that of the target's momentum."""
 
-    reference_batch: Count | None = None
+    reference_batch: Batch | None = None
     # The global batch that `lr` and the momentum are for. With another, the rate goes with the square root of the ratio
     # (Adam: Malladi et al. 2022), and the momentum to its power (Busbridge et al. 2023). None: they are as they stand.
     lr: Positive = 1e-4  # methods text
@@ -111,7 +137,7 @@ class AugmentConfig(Section):
 
     shift_voxels: tuple[Size, Size, Size] = (0, 0, 0)  # greatest shift [D, H, W] of the stored grid
     mirror: Fraction = 0.0  # chance that an eye becomes the other eye
-    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # D and W each magnified by 1 +- scale: eyes differ in length
+    scale: Annotated[Real, Field(ge=0, lt=0.5)] = 0.0  # D and W each magnified by 1 +- scale: eyes differ in length
     tilt_voxels: tuple[Size, Size] = (0, 0)  # greatest axial displacement at the first and last voxel of D and of W
     gain: Fraction = 0.0  # context view: contrast is multiplied by 1 +- gain
     offset: NonNegative = 0.0  # context view: brightness moves by up to this many standard deviations
@@ -122,9 +148,9 @@ class TrainConfig(Section):
     """How long, how large, where."""
 
     max_steps: Count = 1000  # updates of the weights
-    global_batch: Count = 8  # volumes per update, whatever the micro-batch
-    micro_batch: Count = 8  # volumes at once; the rest of the batch is accumulated
-    seed: Size = 0  # order, masks, augmentation, initial weights
+    global_batch: Batch = 8  # volumes per update, whatever the micro-batch
+    micro_batch: Batch = 8  # volumes at once; the rest of the batch is accumulated
+    seed: Annotated[Whole, Field(ge=0)] = 0  # order, masks, augmentation, initial weights
     device: Literal["auto", "cpu", "cuda", "xla"] = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     recompute: bool = False  # activation checkpointing: a block's inside is computed twice and not kept
@@ -154,7 +180,7 @@ class CheckpointConfig(Section):
     best: Literal["label", "device", "laterality", "none"] | None = None
     # The probe whose best checkpoint stays, too. None: that of the label if labels are given, else none.
     background: bool = True  # the loop waits while the state is copied in memory, and not for the disk
-    copies: str | None = None  # gs:// or s3:// URL, or a folder, of this run alone: checkpoints go there as well
+    copies: Address | None = None  # gs:// or s3:// URL, or a folder, of this run alone: checkpoints go there as well
 
 
 class LogConfig(Section):

@@ -14,6 +14,7 @@ from train.errors import DeviceError, MemoryTooSmallError
 from train.ranks import Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
+DEVICE_NAMES: Final = ("auto", "cpu", "cuda", "xla")
 
 
 BF16_PEAKS: Final = {
@@ -156,8 +157,11 @@ def open_device(name: str = "auto", precision: Precision = "auto") -> Device:
     """The device that a recipe names.
 
     Raises:
-        DeviceError: if it is not there, or if torchrun started several processes for a device that has no ranks yet.
+        DeviceError: if it is not known or not there, or if torchrun started several processes for a device that has
+            no ranks yet.
     """
+    if name not in DEVICE_NAMES:
+        raise DeviceError(f"there is no device {name!r}: choose from {', '.join(DEVICE_NAMES)}.")
     ranks = Ranks.from_environment()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

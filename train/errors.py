@@ -41,6 +41,10 @@ class MicroBatchError(TrainError):
     """A micro-batch did not fit into memory, on some rank; nothing was changed by it."""
 
 
+class RankError(TrainError):
+    """Another process of the run has ended, or did not come in time; what it said is what went wrong."""
+
+
 class ExportError(TrainError):
     """There is no place for an exported encoder."""
 

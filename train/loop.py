@@ -18,6 +18,7 @@ from train.encoder import num_parameters
 from train.errors import (
     DeviceError,
     NonFiniteError,
+    RecipeError,
     RunFolderError,
     TrainError,
     TrainingStoppedError,
@@ -27,8 +28,9 @@ from train.feed import Feed
 from train.plan import Plan, plan_run, resume
 from train.probe import Labels
 from train.ranks import Ranks
+from train.recipe import shared_sha256
 from train.recorder import Listener, Recorder
-from train.run_folder import RunFolder, claimed, open_run
+from train.run_folder import RunFolder, claimed, lines_sha256, open_run
 from train.sharding import check_sharding
 from train.signals import Stop, StopRequestedError, stop_requested
 from train.step import TrainState, meets_in_a_pass, start_state
@@ -56,6 +58,7 @@ def pretrain(
     check_ranks(plan.recipe, ranks)
     check_parts(plan.recipe, device)
     check_sharding(plan.recipe, device)
+    check_alike(plan, ranks)
     with claimed(open_run(out, plan.recipe), plan.recipe) if ranks.is_first else nullcontext():
         ranks.wait()
         return _pretrain(plan, RunFolder(path=out), device, listener)
@@ -130,6 +133,7 @@ def step_to_the_end(
 
     Raises:
         StopRequestedError: on all ranks after SIGTERM, between two steps or while it waited for data.
+        NonFiniteError: if no update could be made.
     """
     gave_up = 0
     stepper = Stepper(state=state, feed=feed, recipe=recipe, device=device, say=recorder.say)
@@ -152,6 +156,8 @@ def step_to_the_end(
             recorder.save()
         if stopped:
             raise StopRequestedError
+    if state.skipped == state.step:
+        raise NonFiniteError("every update was left out, none was finite: these are the weights that it began with.")
 
 
 def report(state: TrainState, recipe: Recipe, recorder: Recorder, stop: Stop, *, missing: bool = False) -> None:
@@ -201,6 +207,20 @@ def check_parts(recipe: Recipe, device: Device) -> None:
             f"{parts} XLA devices cannot share micro-batches of {micro} volumes of {batch}: set train.micro_batch and "
             f"train.global_batch to multiples of {parts}."
         )
+
+
+def check_alike(plan: Plan, ranks: Ranks) -> None:
+    """Whether all ranks are asked to do the same, on the same samples.
+
+    Raises:
+        RecipeError: if not, on all of them.
+    """
+    digest = lines_sha256([shared_sha256(plan.recipe), plan.dataset_sha256])
+    ours = torch.tensor([int(digest[place : place + 8], 16) for place in range(0, 64, 8)], dtype=torch.float64)
+    total = ours.clone()
+    ranks.add_up([total])
+    if ranks.any(not torch.equal(total, ours * ranks.world_size)):
+        raise RecipeError("ranks were given different recipes or datasets: start all of them by one command.")
 
 
 def check_together(state: TrainState, ranks: Ranks) -> None:

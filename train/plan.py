@@ -10,7 +10,7 @@ from train.config import Recipe
 from train.copies import bring_newest
 from train.data import select
 from train.device import Device
-from train.errors import RunFolderError, TrainError
+from train.errors import CheckpointError, RunFolderError, TrainError
 from train.probe import Labels, Probes, best_measure, plan_probes
 from train.recipe import resolve
 from train.run_folder import RunFolder, placed_sha256
@@ -83,10 +83,11 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
     checkpoint = newest.checkpoint
     if checkpoint is None:
         had_rows = bool(run.rows())
+        check_not_lost(run)
         device.ranks.wait()
         if device.ranks.is_first:
             run.forget_after(-1)
-        return [*said, *(["no checkpoint was saved before the last stop: starting at step 0."] if had_rows else [])]
+        return [*said, *(["there is no checkpoint of what was done before: starting at step 0."] if had_rows else [])]
     if checkpoint.dataset_sha256 != plan.dataset_sha256:
         raise RunFolderError(
             f"{run.path} was trained on other samples than this dataset and these filters give, or on the same ones "
@@ -94,6 +95,20 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
         )
     _put_back(checkpoint, run, state, device)
     return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
+
+
+def check_not_lost(run: RunFolder) -> None:
+    """Whether a run folder without checkpoints had none: a process that came to its end, or was stopped, saved one.
+
+    Raises:
+        CheckpointError: if it had: starting anew would drop its rows, and what it learned.
+    """
+    summary = run.read_summary() or {}
+    if summary.get("status") in {"finished", "stopped"} and summary.get("step", 0):
+        raise CheckpointError(
+            f"{run.path} was saved at step {summary['step']} and has no checkpoint any more: put {run.checkpoints} "
+            "back, or start a new run in another folder."
+        )
 
 
 def _bring(run: RunFolder, plan: Plan, device: Device) -> list[str]:

@@ -6,7 +6,8 @@ without its overlap, and the same on every kind of device.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor, distributed
 
-from train.errors import DeviceError
+from train.errors import DeviceError, RankError
 
 SILENCE: Final = timedelta(minutes=15)
 """A rank that does not come to a sum for so long is taken for dead, and the run ends. A validation in between takes
@@ -66,7 +67,8 @@ class Ranks:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         if distributed.get_backend() == "nccl":
             flat = flat.cuda()
-        distributed.all_reduce(flat)
+        with _telling_of_others():
+            distributed.all_reduce(flat)
         for tensor, total in zip(tensors, torch.split(flat, [one.numel() for one in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
@@ -93,7 +95,8 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here, also one that waits for a bucket."""
         if not self.is_alone:
-            distributed.barrier(_patient_group())
+            with _telling_of_others():
+                distributed.barrier(_patient_group())
 
     def share(self, count: int) -> range:
         """Our part of so many things, as even as they divide; `shards.order` cuts batches in the same way."""
@@ -115,19 +118,38 @@ def _patient_group() -> distributed.ProcessGroup:
     return group
 
 
+@contextmanager
+def _telling_of_others() -> Iterator[None]:
+    """Where ranks meet: what gloo and NCCL raise when one is gone quotes their sources, and names no cause.
+
+    Raises:
+        RankError: in its place.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankError(
+            "another rank of this run has ended or fallen silent: see what it said; the same command resumes."
+        ) from error
+
+
 class _SumOverRanks(torch.autograd.Function):
     """A sum whose gradient is a sum: what any rank's loss owes to a rank's part goes back to that rank."""
 
     @staticmethod
     def forward(_context: Any, x: Tensor) -> Tensor:
         total = x.clone()
-        distributed.all_reduce(total)
+        with _telling_of_others():
+            distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(_context: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
-        distributed.all_reduce(total)
+        with _telling_of_others():
+            distributed.all_reduce(total)
         return total
 
 

@@ -1,6 +1,8 @@
 """Recipes as files: reading, overriding, resolving against a dataset, and comparing."""
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,11 +21,10 @@ from train.presets import dimensions, positions
 RECIPES: Final = Path(__file__).parent / "recipes"
 SPACING_TOLERANCE: Final = 1e-3  # relative; stored spacings of one geometry agree to float rounding
 
-# Keys that say where and how a run computes, not what: a run may be resumed with others.
-MACHINE_KEYS: Final = (
-    "train.device", "train.micro_batch", "train.recompute", "train.compile", "train.shard", "data.workers", "log.",
-    "checkpoint.",
-)  # fmt: skip
+RANK_KEYS: Final = ("train.device", "train.micro_batch", "train.recompute", "train.compile", "data.workers")
+"""Of these, keys that may differ between the ranks of a run."""
+MACHINE_KEYS: Final = (*RANK_KEYS, "train.shard", "log.", "checkpoint.")
+"""Keys that say where and how a run computes, not what: a run may be resumed with others."""
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -39,8 +40,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _find(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a day that there is not
+        values = yaml.load(path.read_text(), _PlainLoader)  # noqa: S506 - it is a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a day that there is not
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds {type(values).__name__}, not the keys of a recipe.")
@@ -116,6 +117,28 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
+def shared_sha256(recipe: Recipe) -> str:
+    """A hash over all that must be the same on every rank."""
+    flat = dict(_flatten(recipe.model_dump(mode="json")))
+    shared = {key: value for key, value in flat.items() if not key.startswith(RANK_KEYS)}
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Of two equal keys YAML takes the last and says nothing; what an alias repeats an override would change twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name): write it out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
+            raise yaml.YAMLError(f"the key {twice} is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def _find(name_or_path: str) -> Path:
     if name_or_path in recipe_names():
         return RECIPES / f"{name_or_path}.yaml"
@@ -142,8 +165,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"recipe key `{parent}` is {place[parent]!r}, not a section." if known else _unknown(key))
         place = place[parent]
     try:
-        place[leaf] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        place[leaf] = yaml.load(text, _PlainLoader)  # noqa: S506 - it is a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value.") from error
 
 

@@ -56,8 +56,15 @@ def start_state(recipe: Recipe, device: Device) -> TrainState:
     Raises:
         DeviceError: if blocks should be compiled for a device that compiles all that it does, or weights be sharded
             where they cannot be.
+        TrainError: if memory is too small for the weights.
     """
-    networks = build_networks(recipe).to(device.torch_device).train()
+    try:
+        with device.telling_memory():
+            networks = build_networks(recipe).to(device.torch_device).train()
+    except MemoryTooSmallError as error:
+        raise TrainError(
+            f"the networks alone do not fit into memory ({error}): choose a smaller model.preset, or a larger device."
+        ) from error
     if recipe.train.compile:
         if device.is_lazy:
             raise DeviceError("train.compile is true, and XLA compiles by itself: set train.compile=false.")

@@ -138,3 +138,5 @@ def test_impossible_orders_are_refused(change: dict[str, object], said: str) -> 
 def test_only_whole_batches_can_be_gone_on_from() -> None:
     with pytest.raises(ValueError, match="5 samples are no whole number of batches of 4"):
         next(RunOrder(rows=make_rows(9), seed=0, batch=4).places(5))
+    with pytest.raises(ValueError, match="-4 samples are no whole number of batches of 4"):
+        next(RunOrder(rows=make_rows(9), seed=0, batch=4).places(-4))

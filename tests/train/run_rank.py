@@ -2,9 +2,10 @@
 
 With `stop_after`, a number of steps, the process ends there as by `kill -9`; `labels` are by key. With
 `silent_after` the second rank's data come no more after so many, and it is told to stop while it waits for them. With
-`short_after` its memory is too small after so many. `slow_copies`: a sum is given up after so many seconds, and a copy
+`short_after` its memory is too small after so many, with `gone_after` it alone is killed, and `odd` are sections that
+it alone was given. `slow_copies`: a sum is given up after so many seconds, and a copy
 takes so many. `OUT/held-RANK`: how many numbers of weights and moments it
-holds; `OUT/said-RANK`: what ended it.
+holds; `OUT-said-RANK`: what ended it.
 """
 
 import json
@@ -55,10 +56,13 @@ def make_slow(silence_s, copy_s):
 def main() -> None:
     out, dataset, values = sys.argv[1:]
     sections = json.loads(values)
-    names = ("stop_after", "silent_after", "short_after", "slow_copies", "labels")
-    stop_after, silent_after, short_after, slow_copies, labels = (sections.pop(name, None) for name in names)
+    names = ("stop_after", "silent_after", "short_after", "gone_after", "slow_copies", "labels", "odd")
+    stop_after, silent_after, short_after, gone_after, slow_copies, labels, odd = (
+        sections.pop(name, None) for name in names
+    )
     if slow_copies:
         make_slow(*slow_copies)
+    ours = odd or {} if os.environ["RANK"] == "1" else {}
     real = train.attempts.try_step
 
     def step_then_die(state, *arguments):
@@ -68,6 +72,8 @@ def main() -> None:
         (Path(out) / f"held-{os.environ['RANK']}").write_text(str(held_by(state)))
         if state.step == stop_after:
             os._exit(9)
+        if state.step == gone_after and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
         if state.step == silent_after and os.environ["RANK"] == "1":
             shards.loader.read_sample = lambda *_: time.sleep(60)
             threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
@@ -78,9 +84,10 @@ def main() -> None:
     train.recorder.save_components = lambda path, *_, **__: path.write_bytes(b"")
     torch.set_num_threads(1)
     try:
-        pretrain(tiny(**sections), open_dataset(dataset), Path(out), labels=labels)
+        pretrain(tiny(**(sections | ours)), open_dataset(dataset), Path(out), labels=labels)
     except TrainError as error:
-        (Path(out) / f"said-{os.environ['RANK']}").write_text(str(error))
+        said = f"{type(error).__name__}: {error}"
+        Path(f"{out}-said-{os.environ['RANK']}").write_text(said)
         raise
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,6 @@ def test_a_run_goes_on_compiled_or_not_and_nothing_is_compiled_late(
 
 
 def test_xla_compiles_by_itself(make_recipe: Callable[..., Recipe], cpu: Device) -> None:
-    lazy = SimpleNamespace(torch_device=cpu.torch_device, is_lazy=True)
+    lazy = SimpleNamespace(torch_device=cpu.torch_device, is_lazy=True, telling_memory=nullcontext)
     with pytest.raises(DeviceError, match=r"set train\.compile=false"):
         start_state(compiled(make_recipe), lazy)  # type: ignore[arg-type]

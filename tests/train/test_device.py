@@ -90,6 +90,12 @@ def test_a_peak_is_that_of_the_whole_device(name: str, peak: float | None) -> No
     assert bf16_peak(name) == peak
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:0", ""])
+def test_a_device_that_is_not_known_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"no device '{name}': choose from auto, cpu, cuda, xla"):
+        open_device(name)
+
+
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train.attempts
 from shards.reader import open_dataset
@@ -317,3 +318,36 @@ def test_it_learns_to_predict_hidden_tokens_from_visible_ones(
     assert 1 - last["cosine"] < 0.5 * (1 - last["cosine_trivial"]), "a constant leaves more than twice as much"
     assert last["feature_std"] > 0.3
     assert summary["alarms"] == []
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(recipe, open_dataset(tiny_dataset), run)
+    before = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"saved at step 6 and has no checkpoint any more: put .*/checkpoints"):
+        pretrain(recipe, open_dataset(tiny_dataset), run)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_networks_that_do_not_fit_into_memory_are_one_sentence(
+    recipe: Recipe, tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Recipe) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("train.step.build_networks", refuse)
+    with pytest.raises(TrainError, match=r"networks alone do not fit into memory \(CUDA .*smaller model\.preset"):
+        pretrain(recipe, open_dataset(tiny_dataset), tmp_path / "run")
+
+
+def test_a_run_without_one_update_is_not_finished(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.step.clip", lambda *_: math.nan)
+    run = tmp_path / "run"
+    with pytest.raises(NonFiniteError, match="every update was left out"):
+        pretrain(make_recipe(train={"max_steps": 2}), open_dataset(tiny_dataset), run)
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"

@@ -60,7 +60,7 @@ def test_memory_that_is_too_small_where_ranks_meet_in_batchnorm_is_one_sentence(
 ) -> None:
     sections = {"objective": {"name": "methods"}, "train": {"micro_batch": 4, "max_steps": 6}}
     assert run(2, tmp_path / "two", tiny_dataset, **sections, short_after=2) != 0
-    assert "ranks that meet in a pass cannot halve it: set train.micro_batch" in (tmp_path / "two/said-1").read_text()
+    assert "ranks that meet in a pass cannot halve it: set train.micro_batch" in (tmp_path / "two-said-1").read_text()
 
 
 @pytest.mark.parametrize("name", ["vjepa", "methods"])
@@ -117,6 +117,25 @@ def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit_and_one_rank_may_take_ove
     pretrain(tiny(**sections), open_dataset(tiny_dataset), tmp_path / "parts")
     alone, whole = weights(tmp_path / "parts", 6), weights(tmp_path / "whole", 6)
     assert all(torch.allclose(alone[name], whole[name], rtol=1e-2, atol=1e-4) for name in whole if "encoder" in name)
+
+
+@pytest.mark.parametrize("odd", [{"optim": {"lr": 0.5}}, {"data": {"devices": ["zeiss_cirrus"]}}])
+def test_ranks_that_were_given_other_recipes_or_samples_are_refused(
+    tiny_dataset: str, tmp_path: Path, odd: Mapping[str, Any]
+) -> None:
+    assert run(2, tmp_path / "two", tiny_dataset, odd=odd) != 0
+    said = [(tmp_path / f"two-said-{rank}").read_text() for rank in range(2)]
+    assert {one.partition(" of")[0] for one in said} == {
+        "RecipeError: ranks were given different recipes or datasets: start all"
+    }
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_rank_whose_fellow_was_killed_says_so(tiny_dataset: str, tmp_path: Path) -> None:
+    assert run(2, tmp_path / "two", tiny_dataset, train={"max_steps": 6}, gone_after=2) != 0
+    said = (tmp_path / "two-said-0").read_text()
+    assert said.startswith("RankError: another rank of this run has ended or fallen silent")
+    assert json.loads((tmp_path / "two/summary.json").read_text())["status"] == "failed"
 
 
 def test_ranks_that_cannot_share_a_batch_are_refused() -> None:

@@ -28,6 +28,22 @@ def test_a_key_in_the_wrong_section_is_found_where_it_belongs() -> None:
         load_recipe("smoke", ["optim.max_steps=3"])
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("train: {max_steps: 6, max_steps: 1}", "the key max_steps is there twice"),
+        ("train: {max_steps: 6}\ndata: {pool: 2}\ntrain: {seed: 1}", "the key train is there twice"),
+        ("validation: &each {every_steps: 3}\ncheckpoint: *each", r"it has an alias \(\*name\): write it out"),
+        ("[" * 5000, "is not YAML"),
+    ],
+)
+def test_a_file_that_says_less_than_it_seems_to_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(str(path))
+
+
 def test_an_unknown_recipe_names_those_that_exist() -> None:
     with pytest.raises(RecipeError, match="methods-single-domain, smoke, vjepa-base, vjepa-large"):
         load_recipe("resnet")
@@ -53,6 +69,24 @@ def test_an_unknown_recipe_names_those_that_exist() -> None:
         ("masks.aspect=[2.0, 0.5]", "recipe key `masks.aspect`: the first number is above the second."),
         ("masks.tube_area=[0.3, 0.1]", "recipe key `masks.tube_area`: the first number is above the second."),
         ("model.rope_reference_mm=[0, 0, 0]", "model.rope_reference_mm.0"),
+        ("model.rope_reference_mm=[1.0e-45, 1, 1]", "model.rope_reference_mm.0"),
+        ("model.patch=[0, 16, 16]", "model.patch.0"),
+        ("model.patch=[-4, -16, 16]", "model.patch.0"),
+        ("model.dim=64000000", "model.dim"),
+        ("model.depth=1000000000000000", "model.depth"),
+        ("train.global_batch=100000000000000", "train.global_batch"),
+        ("masks.aspect=[5.0e-324, 5.0e-324]", "masks.aspect.0"),
+        ("masks.aspect=[1, 1.0e+308]", "masks.aspect.1"),
+        ("optim.lr=1.0e+300", "optim.lr"),
+        ("optim.weight_decay=1.0e+300", "optim.weight_decay"),
+        ("augment.offset=1.0e+300", "augment.offset"),
+        ("augment.shift_voxels=[1000000000000000000000, 0, 0]", "augment.shift_voxels.0"),
+        ("augment.tilt_voxels=[1000000000000000000000000, 1]", "augment.tilt_voxels.0"),
+        ("train.max_steps=true", "recipe key `train.max_steps`: true is not a number."),
+        ("optim.lr=true", "recipe key `optim.lr`: true is not a number."),
+        ("data.workers=on", "recipe key `data.workers`: true is not a number."),
+        ("train={max_steps: 2, max_steps: 3}", "not a YAML value"),
+        ("checkpoint.copies=http://a/b", "recipe key `checkpoint.copies`: http://a/b is in no store that is known"),
     ],
 )
 def test_a_value_that_does_not_fit_is_an_error_that_names_it(override: str, complaint: str) -> None:

@@ -83,7 +83,7 @@ def test_methods_is_sharded_too_and_memory_that_is_too_small_ends_the_run_in_a_s
     sections = {**SECTIONS, "objective": {"name": "methods"}, "train": {"micro_batch": 4, "max_steps": 6}}
     pretrain(tiny(**{**sections, "validation": {"every_steps": 50}}), open_dataset(tiny_dataset), tmp_path / "one")
     assert run(2, tmp_path / "two", tiny_dataset, **sharded(**sections), short_after=2) != 0
-    assert "set train.micro_batch below 4" in (tmp_path / "two/said-1").read_text()
+    assert "set train.micro_batch below 4" in (tmp_path / "two-said-1").read_text()
     same_moments(tmp_path / "two", tmp_path / "one")
 
 
