@@ -58,6 +58,7 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
     Raises:
         EmbeddingsError: if `out` holds something else, the dataset is empty or of another geometry than the run's, or
             features are not finite.
+        PlaceError: if `out` cannot be written.
         CheckpointError: if there is no checkpoint that is whole, or no best one was chosen.
     """
     dataset = open_dataset(job.dataset)

@@ -13,6 +13,12 @@ class EmbeddingsError(EvalError):
     exit_code = 2
 
 
+class PlaceError(EvalError):
+    """A result cannot be written where it was asked for."""
+
+    exit_code = 2
+
+
 class ProbeError(EvalError):
     """The embeddings and labels cannot be probed: too few participants, classes or features."""
 

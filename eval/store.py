@@ -22,6 +22,7 @@ import numpy.typing as npt
 import zarr
 
 from eval.errors import EmbeddingsError
+from eval.place import check_writable
 
 FORMAT: Final = "fovea-embeddings-1"
 HASH: Final = "arrays_sha256"
@@ -82,23 +83,35 @@ def _volume(cells: Mapping[str, str]) -> EmbeddedVolume:
 def write_embeddings(path: Path, embeddings: Embeddings, *, force: bool = False) -> None:
     """Write to a temporary name beside `path`, then rename: nobody sees half a store.
 
-    An earlier store is replaced if it has the same attributes, or with `force`.
+    An earlier store is replaced if it has the same attributes, or with `force`; if `path` is a link, where it points.
 
     Raises:
         EmbeddingsError: if `path` holds anything else.
+        PlaceError: if nothing can be written there.
     """
     check_replaceable(path, embeddings.attributes, force=force)
+    path = path.resolve()
     stem = f".{path.name}.{uuid.uuid4().hex}"
     temporary, replaced = path.with_name(f"{stem}.new"), path.with_name(f"{stem}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(temporary, embeddings)
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
+        _put(temporary, path, replaced)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _put(temporary: Path, path: Path, replaced: Path) -> None:
+    """Give a store its name; the earlier one has it again if that fails."""
+    if path.exists():
+        path.rename(replaced)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(path)
+        raise
 
 
 def check_replaceable(path: Path, attributes: Mapping[str, Any], *, force: bool) -> None:
@@ -106,7 +119,9 @@ def check_replaceable(path: Path, attributes: Mapping[str, Any], *, force: bool)
 
     Raises:
         EmbeddingsError: if `path` is something else than embeddings, or holds those of another run.
+        PlaceError: if nothing can be written there.
     """
+    check_writable(path, beside=True)
     if not path.exists():
         return
     try:

@@ -34,7 +34,7 @@ def command(
     signal: Annotated[
         float, typer.Option(min=0.0, help="Strength of the label's mark on the pixels; 0 is none.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the cohort and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the cohort and of the training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Synthetic cohort -> dataset -> audit -> tiny pretraining -> probe -> report, in a few minutes.

@@ -22,26 +22,30 @@ def command(
     allow_unmatched: Annotated[
         bool, typer.Option("--allow-unmatched", help="Go on although labels and volumes do not meet.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of folds, resampling and permutations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of folds, resampling and permutations.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")] = False,
 ) -> None:
     """Fit a linear probe on frozen features, and score it by participant against chance and trivial baselines.
 
     Example: fovea probe out/embeddings.zarr --labels out/cohort/participants.tsv --out out/probe
     """
+    from eval.place import check_writable
     from eval.probe import run_probe
     from eval.store import read_embeddings
-    from fovea.console import print_json
+    from fovea.console import say
     from fovea.labels import load_labels
 
+    if out:
+        check_writable(out)
     participants = load_labels(labels) if labels is not None else None
     result = run_probe(read_embeddings(embeddings), participants, allow_unmatched=allow_unmatched, seed=seed)
-    if out:
-        _write(out, result)
-    if json:
-        print_json(result.to_json())
-    else:
-        _print(result, out)
+    try:
+        _print(result, json=json)
+    finally:  # also if whoever reads the table has left
+        if out:
+            _write(out.resolve(), result)
+    if out and not json:
+        say(f"{out / 'probe.json'} and the pictures beside it hold the rest")
 
 
 def _write(out: Path, result: "ProbeResult") -> None:
@@ -53,11 +57,14 @@ def _write(out: Path, result: "ProbeResult") -> None:
     (out / "probe.json").write_text(json.dumps(result.to_json(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _print(result: "ProbeResult", out: Path | None) -> None:
+def _print(result: "ProbeResult", *, json: bool) -> None:
     from eval.tables import class_table, confusion_table, score_table
-    from fovea.console import print_table, say
+    from fovea.console import print_json, print_table, say
     from fovea.labels import print_join
 
+    if json:
+        print_json(result.to_json())
+        return
     print_join(result.audit)
     print_table("Linear probe, by participant", *score_table(result))
     if result.encoder.cv:
@@ -65,5 +72,3 @@ def _print(result: "ProbeResult", out: Path | None) -> None:
         print_table("Is (row) and was called (column), cross-validated", *confusion_table(result.encoder.cv.scores))
     for warning in result.warnings:
         say(f"WARNING: {warning}")
-    if out:
-        say(f"{out / 'probe.json'} and the pictures beside it hold the rest")

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from eval.embed import EmbedJob, check_geometry, embed, find_checkpoint
-from eval.errors import EmbeddingsError
+from eval.errors import EmbeddingsError, PlaceError
 from eval.store import read_embeddings
 from fovea.embed import command
 from shards.reader import open_dataset, read_sample
@@ -80,6 +80,20 @@ def test_the_context_encoder_is_another_one(
     with pytest.raises(EmbeddingsError, match="encoder, encoder_sha256 differ"):
         embed(EmbedJob(run=run_folder, dataset=small_dataset, out=out))
     assert read_embeddings(out).attributes["encoder"] == "context"
+
+
+@pytest.mark.parametrize("out", ["file/e.zarr", "file/sub/e.zarr", "/proc/e.zarr", "circle", "n" * 300])
+def test_an_out_that_cannot_be_written_is_refused_before_any_work(
+    run_folder: Path, small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "circle").symlink_to("circle")
+    monkeypatch.setattr("eval.embed.pooled_features", None)
+    with pytest.raises(PlaceError) as caught:
+        embed(EmbedJob(run=run_folder, dataset=small_dataset, out=tmp_path / out))
+    assert str(caught.value).startswith(f"{tmp_path / out} cannot be written (")
+    assert caught.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file"]
 
 
 def test_the_best_checkpoint_is_taken_if_it_is_asked_for(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from eval.errors import LabelsMissingError
+from eval.errors import LabelsMissingError, PlaceError
 from eval.figures import write_probe_pictures
 from eval.metrics import score
 from eval.probe import ProbeResult, run_probe
@@ -228,3 +228,54 @@ def test_the_command_prints_the_audit_and_writes_json_and_pictures(tmp_path: Pat
     again = json.loads(run(store, "--labels", labels, "--json").stdout)
     assert again == saved
     assert read_embeddings(tmp_path / "e.zarr").attributes == saved["source"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/probe", "/proc/probe"])
+def test_an_out_that_cannot_be_written_is_refused_before_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    write_embeddings(tmp_path / "e.zarr", embeddings())
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setattr("eval.probe.run_probe", None)
+    result = run(str(tmp_path / "e.zarr"), "--out", str(tmp_path / out))
+    assert isinstance(result.exception, PlaceError), result.output
+    assert str(result.exception).startswith(f"{tmp_path / out} cannot be written (")
+    assert result.exception.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.zarr", "file"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_table_is_printed_although_the_folder_fills_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: ProbeResult, options: list[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_embeddings(tmp_path / "e.zarr", embeddings())
+    monkeypatch.setattr("eval.probe.run_probe", lambda *_, **__: found)
+    monkeypatch.setattr("eval.figures.write_probe_pictures", full)
+    result = run(str(tmp_path / "e.zarr"), "--out", str(tmp_path / "probe"), *options)
+    assert isinstance(result.exception, OSError)
+    assert "hold the rest" not in result.output
+    assert ('"balanced_accuracy"' if options else "cross-validated") in result.output
+
+
+def test_the_files_are_written_although_nobody_reads_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: ProbeResult
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    write_embeddings(tmp_path / "e.zarr", embeddings())
+    monkeypatch.setattr("eval.probe.run_probe", lambda *_, **__: found)
+    monkeypatch.setattr("fovea.console.print_table", closed)
+    assert run(str(tmp_path / "e.zarr"), "--out", str(tmp_path / "probe")).exit_code == 1
+    assert json.loads((tmp_path / "probe/probe.json").read_text())["chance"] == 0.25
+
+
+@pytest.mark.parametrize(("seed", "code"), [("-1", 2), (str(2**32), 2), (str(2**32 - 1), 0), ("0", 0)])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seed: str, code: int) -> None:
+    write_embeddings(tmp_path / "e.zarr", embeddings())
+    result = run(str(tmp_path / "e.zarr"), "--seed", seed)
+    assert result.exit_code == code, result.output
+    assert ("--seed" in result.output) == bool(code)

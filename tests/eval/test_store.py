@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from eval.errors import EmbeddingsError
+from eval.errors import EmbeddingsError, PlaceError
 from eval.store import TEXT_COLUMNS, Embeddings, read_attributes, read_embeddings, write_embeddings
 
 
@@ -57,6 +57,55 @@ def test_other_embeddings_are_not_overwritten_without_force(tmp_path: Path) -> N
     assert len(read_embeddings(path).features) == 5
     write_embeddings(path, embeddings(4, checkpoint_step=9), force=True)
     assert len(read_embeddings(path).features) == 4
+    assert [one.name for one in tmp_path.iterdir()] == ["e.zarr"]
+
+
+def test_of_a_link_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.zarr", tmp_path / "elsewhere" / "e.zarr"
+    link.symlink_to(target)
+    for num_volumes in (5, 4):  # made, and replaced
+        write_embeddings(link, embeddings(num_volumes))
+        assert link.is_symlink()
+        assert len(read_embeddings(target).features) == num_volumes
+    assert {path.name for folder in (tmp_path, target.parent) for path in folder.iterdir()} == {
+        "link.zarr",
+        "elsewhere",
+        "e.zarr",
+    }
+
+
+def test_a_store_whose_folder_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced from beside it, so its own folder does not matter."""
+    path = tmp_path / "e.zarr"
+    write_embeddings(path, embeddings())
+    tried: list[Path] = []
+
+    def refuse(*, dir: Path) -> None:  # noqa: A002
+        tried.append(dir)
+        raise PermissionError(13, "Permission denied", str(dir / "hidden"))
+
+    monkeypatch.setattr("eval.place.TemporaryFile", refuse)
+    with pytest.raises(PlaceError, match=rf"^{path} cannot be written \(Permission denied\): choose another --out\.$"):
+        write_embeddings(path, embeddings())
+    assert tried == [tmp_path]
+
+
+def test_where_the_new_store_gets_no_name_the_old_one_keeps_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.zarr"
+    write_embeddings(path, embeddings())
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("stale file handle")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="stale file handle"):
+        write_embeddings(path, embeddings(4), force=True)
+    assert len(read_embeddings(path).features) == 5
     assert [one.name for one in tmp_path.iterdir()] == ["e.zarr"]
 
 

@@ -255,6 +255,13 @@ def test_other_commands(here: Path, run: Run, words: list[str], code: int, says:
     assert not (here / "s3:").exists()
 
 
+@pytest.mark.parametrize("words", [["export", "--out", "x"], ["embed", "--out", "x.zarr", "--data", "{dataset}"]])
+def test_a_run_without_a_checkpoint_is_bad_usage(here: Path, run: Run, dataset: Path, words: list[str]) -> None:
+    ended, said = run(*(word.format(dataset=dataset) for word in words), "--run", "folder")
+    assert ended == 2
+    assert said == "fovea: folder holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.\n"
+
+
 class OddError(Exception):
     """Of a kind that fovea does not know."""
 
