@@ -13,15 +13,7 @@ from eval.errors import EmbeddingsError
 from eval.store import INTENSITY_COLUMNS, TEXT_COLUMNS, Embeddings, Matrix, check_replaceable, write_embeddings
 from shards.reader import Dataset, iterate, open_dataset
 from shards.schema import Sample, SampleRow
-from train.checkpoint import (
-    CHECKPOINTS,
-    STATE_FILE,
-    Checkpoint,
-    Choice,
-    checkpoint_folders,
-    load_encoder,
-    open_checkpoint,
-)
+from train.checkpoint import Checkpoint, Choice, load_encoder, open_checkpoint
 from train.device import open_device
 from train.features import pooled_features
 from train.run_folder import samples_sha256
@@ -59,12 +51,12 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
         EmbeddingsError: if `out` holds something else, the dataset is empty or of another geometry than the run's, or
             features are not finite.
         PlaceError: if `out` cannot be written.
-        CheckpointError: if there is no checkpoint that is whole, or no best one was chosen.
+        CheckpointError: as `open_checkpoint`.
     """
     dataset = open_dataset(job.dataset)
     if not dataset.samples:
         raise EmbeddingsError(f"{job.dataset} holds no samples: there is nothing to embed.")
-    checkpoint = find_checkpoint(job.run, job.choice)
+    checkpoint = open_checkpoint(job.run, job.choice)
     check_geometry(checkpoint, dataset)
     attributes = describe(job, dataset, checkpoint)
     check_replaceable(job.out, attributes, force=job.force)
@@ -74,18 +66,6 @@ def embed(job: EmbedJob, progress: Progress | None = None) -> Embeddings:
     )
     write_embeddings(job.out, embeddings, force=job.force)
     return embeddings
-
-
-def find_checkpoint(run: Path, choice: Choice = "newest") -> Checkpoint:
-    """The checkpoint that `run` is, or the newest whole one of the run folder that it is, or the best.
-
-    Raises:
-        CheckpointError: if a checkpoint is damaged, or no best one was chosen.
-        EmbeddingsError: if there is none.
-    """
-    if choice == "best" or (run / STATE_FILE).is_file() or checkpoint_folders(run / CHECKPOINTS):
-        return open_checkpoint(run, choice)
-    raise EmbeddingsError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
 
 
 def check_geometry(checkpoint: Checkpoint, dataset: Dataset) -> None:

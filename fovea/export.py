@@ -25,13 +25,8 @@ def command(
     """
     from fovea.console import print_json, say
     from fovea.version import __version__
-    from train.checkpoint import CHECKPOINTS, STATE_FILE, checkpoint_folders
-    from train.errors import RunFolderError
     from train.export import export
 
-    has_one = (run / STATE_FILE).is_file() or checkpoint_folders(run / CHECKPOINTS)
-    if checkpoint is Choice.newest and not has_one:
-        raise RunFolderError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
     config = export(run, out, which=which.value, choice=checkpoint.value, version=__version__)
     if json:
         print_json({"out": str(out), **config})

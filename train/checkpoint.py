@@ -18,7 +18,7 @@ from torch import Tensor
 from train.best import read_best
 from train.config import Recipe
 from train.encoder import Encoder
-from train.errors import CheckpointError, RecipeError
+from train.errors import CheckpointError, NoCheckpointError, RecipeError
 from train.presets import encoder_config
 from train.recipe import parse_recipe
 from train.sharding import cut_like, load_into
@@ -195,7 +195,8 @@ def open_checkpoint(run_or_checkpoint: str | os.PathLike[str], choice: Choice = 
     """One checkpoint folder, or of a run folder the newest whole checkpoint or the best.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or none that is whole; or if no best one was chosen.
+        NoCheckpointError: if there is none.
+        CheckpointError: if none is whole, or if no best one was chosen.
     """
     path = Path(run_or_checkpoint)
     if choice == "best":
@@ -218,7 +219,7 @@ def _newest_of_run(run: Path) -> Checkpoint:
     for reason in newest.passed_over:
         logger.warning("passed over a checkpoint: %s", reason)
     if newest.checkpoint is None:
-        raise CheckpointError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or a checkpoint.")
+        raise NoCheckpointError(f"{run} holds no checkpoint: give a run folder of `fovea pretrain`, or one checkpoint.")
     return newest.checkpoint
 
 

@@ -33,6 +33,12 @@ class CheckpointError(TrainError):
     """No checkpoint could be read; training never starts from scratch instead."""
 
 
+class NoCheckpointError(CheckpointError):
+    """What was named as a run holds none."""
+
+    exit_code = 2
+
+
 class MemoryTooSmallError(TrainError):
     """The memory of this process's device is too small for what it was asked."""
 

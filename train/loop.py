@@ -5,8 +5,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from shards.errors import ShardError
 from shards.loader import telling_of_readers
 from shards.reader import Dataset
@@ -216,10 +214,7 @@ def check_alike(plan: Plan, ranks: Ranks) -> None:
         RecipeError: if not, on all of them.
     """
     digest = lines_sha256([shared_sha256(plan.recipe), plan.dataset_sha256])
-    ours = torch.tensor([int(digest[place : place + 8], 16) for place in range(0, 64, 8)], dtype=torch.float64)
-    total = ours.clone()
-    ranks.add_up([total])
-    if ranks.any(not torch.equal(total, ours * ranks.world_size)):
+    if not ranks.agree(*(int(digest[place : place + 8], 16) for place in range(0, 64, 8))):
         raise RecipeError("ranks were given different recipes or datasets: start all of them by one command.")
 
 
@@ -229,9 +224,7 @@ def check_together(state: TrainState, ranks: Ranks) -> None:
     Raises:
         RunFolderError: if they do not see one run folder.
     """
-    steps = torch.tensor([float(state.step)], dtype=torch.float64)
-    ranks.add_up([steps])
-    if steps.item() != state.step * ranks.world_size:
+    if not ranks.agree(state.step):
         raise RunFolderError(
             f"rank {ranks.rank} would go on from step {state.step}, others from elsewhere: share --out."
         )

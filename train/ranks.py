@@ -92,6 +92,13 @@ class Ranks:
         self.add_up([votes])
         return [bool(vote) for vote in votes]
 
+    def agree(self, *numbers: float) -> bool:
+        """Whether every rank has the same whole numbers below 2**32; all are told the same."""
+        ours = torch.tensor(numbers, dtype=torch.float64)
+        total = ours.clone()
+        self.add_up([total])
+        return not self.any(not torch.equal(total, ours * self.world_size))
+
     def wait(self) -> None:
         """Until every rank is here, also one that waits for a bucket."""
         if not self.is_alone:

@@ -13,14 +13,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from eval.embed import EmbedJob, check_geometry, embed, find_checkpoint
+from eval.embed import EmbedJob, check_geometry, embed
 from eval.errors import EmbeddingsError, PlaceError
 from eval.store import read_embeddings
 from fovea.embed import command
 from shards.reader import open_dataset, read_sample
-from train.checkpoint import load_encoder
+from train.checkpoint import load_encoder, open_checkpoint
 from train.device import open_device
-from train.errors import CheckpointError
+from train.errors import CheckpointError, NoCheckpointError
 from train.features import pooled_features
 from train.plan import plan_run
 from train.recipe import load_recipe
@@ -66,7 +66,7 @@ def test_the_store_says_which_weights_met_which_volumes(store: Path, run_folder:
     assert attributes["checkpoint"] == str(run_folder / "checkpoints" / "step-00000000")
     assert attributes["dataset_config_sha256"] == dataset.info["config_sha256"]
     assert attributes["code_version"] == "1.2.3"
-    state = json.loads((find_checkpoint(run_folder).path / "state.json").read_text())
+    state = json.loads((open_checkpoint(run_folder).path / "state.json").read_text())
     assert attributes["encoder_sha256"] == state["files"]["target.safetensors"]["sha256"]
 
 
@@ -101,17 +101,17 @@ def test_the_best_checkpoint_is_taken_if_it_is_asked_for(run_folder: Path, small
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
     with pytest.raises(CheckpointError, match="no checkpoint that it is the best"):
-        find_checkpoint(tmp_path / "run", "best")
+        open_checkpoint(tmp_path / "run", "best")
     (tmp_path / "run/best.json").write_text(json.dumps({"step": 0, "measure": "probe_label", "value": 0.5}))
-    assert find_checkpoint(tmp_path / "run", "best").path.name == "step-00000000"
-    assert find_checkpoint(tmp_path / "run").path.name == "step-00000007"
+    assert open_checkpoint(tmp_path / "run", "best").path.name == "step-00000000"
+    assert open_checkpoint(tmp_path / "run").path.name == "step-00000007"
     arguments = ["--run", str(tmp_path / "run"), "--data", small_dataset, "--out", str(tmp_path / "e.zarr"), "--json"]
     result = run(*arguments, "--checkpoint", "best")
     assert json.loads(result.stdout)["checkpoint"].endswith("step-00000000")
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddingsError, match="holds no checkpoint"):
+    with pytest.raises(NoCheckpointError, match="holds no checkpoint"):
         embed(EmbedJob(run=tmp_path / "nowhere", dataset=small_dataset, out=tmp_path / "e.zarr"))
     shutil.copytree(run_folder, tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / "step-00000000" / "target.safetensors"
@@ -128,13 +128,13 @@ def test_a_newest_checkpoint_that_is_damaged_is_passed_over_and_named(
     shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
     weights = checkpoints / "step-00000007/target.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert find_checkpoint(tmp_path / "run").step == 0
+    assert open_checkpoint(tmp_path / "run").step == 0
     assert f"passed over a checkpoint: {weights.parent}" in caplog.text
 
 
 def test_volumes_of_another_geometry_are_refused(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
     """Their grid is the same."""
-    checkpoint, dataset = find_checkpoint(run_folder), open_dataset(small_dataset)
+    checkpoint, dataset = open_checkpoint(run_folder), open_dataset(small_dataset)
     learned = plan_run(load_recipe("smoke"), dataset).recipe.data.geometry
     assert learned == "block6"
     ours = replace(checkpoint, recipe=plan_run(load_recipe("smoke"), dataset).recipe)

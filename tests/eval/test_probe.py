@@ -244,6 +244,13 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_fit(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.zarr", "file"]
 
 
+def probed(folder: Path, monkeypatch: pytest.MonkeyPatch, found: ProbeResult) -> list[str]:
+    """Words of a command that finds this at once."""
+    write_embeddings(folder / "e.zarr", embeddings())
+    monkeypatch.setattr("eval.probe.run_probe", lambda *_, **__: found)
+    return [str(folder / "e.zarr"), "--out", str(folder / "probe")]
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_the_table_is_printed_although_the_folder_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: ProbeResult, options: list[str]
@@ -251,10 +258,9 @@ def test_the_table_is_printed_although_the_folder_fills_up(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    write_embeddings(tmp_path / "e.zarr", embeddings())
-    monkeypatch.setattr("eval.probe.run_probe", lambda *_, **__: found)
+    words = probed(tmp_path, monkeypatch, found)
     monkeypatch.setattr("eval.figures.write_probe_pictures", full)
-    result = run(str(tmp_path / "e.zarr"), "--out", str(tmp_path / "probe"), *options)
+    result = run(*words, *options)
     assert isinstance(result.exception, OSError)
     assert "hold the rest" not in result.output
     assert ('"balanced_accuracy"' if options else "cross-validated") in result.output
@@ -266,10 +272,9 @@ def test_the_files_are_written_although_nobody_reads_the_table(
     def closed(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    write_embeddings(tmp_path / "e.zarr", embeddings())
-    monkeypatch.setattr("eval.probe.run_probe", lambda *_, **__: found)
+    words = probed(tmp_path, monkeypatch, found)
     monkeypatch.setattr("fovea.console.print_table", closed)
-    assert run(str(tmp_path / "e.zarr"), "--out", str(tmp_path / "probe")).exit_code == 1
+    assert run(*words).exit_code == 1
     assert json.loads((tmp_path / "probe/probe.json").read_text())["chance"] == 0.25
 
 

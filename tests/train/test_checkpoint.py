@@ -17,7 +17,7 @@ from shards.schema import Sample
 from train.checkpoint import load_encoder, load_state, newest_checkpoint, read_checkpoint, recover
 from train.config import Recipe
 from train.device import Device
-from train.errors import CheckpointError
+from train.errors import CheckpointError, NoCheckpointError
 from train.features import pooled_features, token_features
 from train.objective import Batch
 from train.plan import plan_run, resume
@@ -263,7 +263,7 @@ def test_an_encoder_is_loaded_from_a_run_or_from_a_checkpoint(saved: tuple[Path,
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{tmp_path} holds no checkpoint"):
+    with pytest.raises(NoCheckpointError, match=f"{tmp_path} holds no checkpoint"):
         load_encoder(tmp_path)
 
 

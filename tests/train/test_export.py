@@ -14,7 +14,7 @@ import torch
 from shards.reader import open_dataset, read_sample
 from train.checkpoint import load_encoder
 from train.config import Recipe
-from train.errors import CheckpointError, ExportError
+from train.errors import ExportError, NoCheckpointError
 from train.export import BLOCK, export
 from train.features import pooled_features, token_features
 from train.loop import pretrain
@@ -72,7 +72,7 @@ def test_the_lines_of_the_readme_give_our_tokens(
 def test_nothing_is_overwritten_and_nothing_is_left_half(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("years")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(NoCheckpointError, match="holds no checkpoint"):
         export(tmp_path, tmp_path / "out", version="0.0")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
