@@ -116,6 +116,11 @@ def check_sizes(recipe: Any) -> None:
         raise RecipeError(
             "the reference has the objective `vjepa`, and patches and token grids of one height and width."
         )
+    if recipe.objective.context_weight or recipe.objective.target_blocks != "last":
+        raise RecipeError(
+            "the reference predicts the last block at the targets alone: add --set objective.context_weight=0 --set "
+            "objective.target_blocks=last."
+        )
 
 
 def check_equal(reference: ReferenceStep, state: TrainState) -> None:

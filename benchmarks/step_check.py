@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from train.device import Device
+from train.encoder import Blocks
 from train.objective import Batch, Networks, build_networks, evaluate
 from train.step import start_state
 
@@ -39,8 +40,9 @@ def check_step(recipe: Any, device: Device, batch: Batch) -> dict[str, Any]:
     """
     loss, gradient_W = gradients(start_state(recipe, device).networks, batch, device)
     plain = build_networks(recipe).to(device.torch_device).train()
-    for network in (plain.context, plain.predictor):
-        network.recompute = True
+    for module in plain.modules():
+        if isinstance(module, Blocks):
+            module.recompute = True
     with sdpa_kernel(SDPBackend.MATH):
         exact, exact_W = gradients(plain, batch, None)
     return asdict(compare((loss, gradient_W), (exact, exact_W), BOUNDS[device.precision]))
@@ -53,9 +55,9 @@ def gradients(networks: Networks, batch: Batch, device: Device | None) -> tuple[
     else:
         with device.autocast():
             outcome = evaluate(networks, batch)
-    torch.autograd.backward(outcome.loss)
+    torch.autograd.backward(outcome.total_loss)
     parts = [one.grad.double().flatten() for one in networks.learned_parameters() if one.grad is not None]
-    return outcome.loss.item(), torch.cat(parts)
+    return outcome.total_loss.item(), torch.cat(parts)
 
 
 def compare(found: tuple[float, Tensor], exact: tuple[float, Tensor], bounds: tuple[float, float, float]) -> Check:

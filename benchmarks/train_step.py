@@ -24,6 +24,7 @@ import torch
 from plain_recipe import PlainRecipe, read_recipe
 from step_check import check_step
 
+from shards.errors import ShardError
 from train.device import Device, open_device
 from train.encoder import num_parameters
 from train.errors import TrainError
@@ -232,6 +233,6 @@ def parse() -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except TrainError as error:
+    except (TrainError, ShardError) as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

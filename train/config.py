@@ -111,6 +111,18 @@ class ObjectiveConfig(Section):
     name: ObjectiveName = "vjepa"
     num_visible: Several = 3072  # tokens of the context; a third of the full grid of 9216
     num_targets: Several = 1536  # masked tokens whose features are predicted
+    context_weight: NonNegative = 0.0
+    # `vjepa`: weight of the same loss at the visible tokens (V-JEPA 2.1, Mur-Labadia et al. 2026, L_ctx: 0.5). Without
+    # it nothing asks of a visible token that it keeps what is at its place.
+    target_blocks: Literal["last", "all"] = "last"
+    # `vjepa`: what is predicted, the target's output (V-JEPA 2), or the mean over its blocks of each one's layer-normed
+    # tokens (data2vec, Baevski et al. 2022): early blocks keep what the last lets go.
+
+    @model_validator(mode="after")
+    def _baseline_is_as_documented(self) -> Self:
+        if self.name == "methods" and (self.context_weight or self.target_blocks != "last"):
+            raise ValueError("context_weight and target_blocks are of vjepa: leave them out for methods")
+        return self
 
 
 class OptimConfig(Section):

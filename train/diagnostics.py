@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # pydantic, which a step does not need
 MIN_FEATURE_STD: Final = 0.05
 MAX_TOKEN_COSINE: Final = 0.99
 MEASURES: Final = (
-    "loss", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "feature_std_min", "context_std",
+    "loss", "loss_total", "loss_trivial", "cosine", "cosine_trivial", "feature_std", "feature_std_min", "context_std",
     "token_cosine", "content_tokens", "content_share", "masked_share",
 )  # fmt: skip
 MIN_VIEW_CORRELATION: Final = 0.5  # noise of a whole deviation leaves 0.7; another place of an eye about 0.2
@@ -48,16 +48,17 @@ def measure(outcome: Outcome, batch: Batch) -> Measures:
     """Reduce an outcome to its measures, on the device."""
     predicted_BTC, target_BTC = outcome.predicted_BTC.detach(), outcome.target_BTC
     content_B = batch.content_BN.sum(1)
-    std_C = channel_std(target_BTC)
+    std_C = channel_std(outcome.features_BTC)
     found = {
         "loss": outcome.loss.detach(),
+        "loss_total": outcome.total_loss.detach(),
         "loss_trivial": outcome.trivial_loss,
         "cosine": cosine(predicted_BTC, target_BTC),
         "cosine_trivial": trivial_cosine(target_BTC),
         "feature_std": std_C.mean(),
         "feature_std_min": std_C.min(),  # amin of no axis reduces none on XLA
         "context_std": feature_std(outcome.context_BKC),
-        "token_cosine": token_cosine(target_BTC),
+        "token_cosine": token_cosine(outcome.features_BTC),
         "content_tokens": content_B.float().mean(),
         "content_share": content_B.float().mean() / batch.content_BN.shape[1],
         "masked_share": (batch.hidden_BN.sum(1) / content_B).mean(),

@@ -9,6 +9,7 @@ key depends on their difference of position only. Channels left over are not tur
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -110,24 +111,36 @@ class Block(nn.Module):
         return x_BNC + (hidden_BNC if scale_B2 is None else hidden_BNC * scale_B2[:, 1:, None].to(hidden_BNC.dtype))
 
 
-def through(
-    blocks: nn.ModuleList,
-    x_BNC: Tensor,
-    rotation: Rotation | None,
-    attend_BN: Tensor | None = None,
-    scale_BL2: Tensor | None = None,
-    *,
-    recompute: bool = False,
-) -> Tensor:
-    """Tokens after all blocks; `recompute`: the inside of a block is not kept for the backward pass, but done again."""
-    for place, block in enumerate(blocks):
-        scale_B2 = None if scale_BL2 is None else scale_BL2[:, place]
-        inputs = (x_BNC, rotation, attend_BN, scale_B2)
-        if recompute and torch.is_grad_enabled():
-            x_BNC = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x_BNC = block(*inputs)
-    return x_BNC
+class Blocks(nn.ModuleList):
+    """Blocks, one after another.
+
+    `recompute`: the inside of a block is not kept for the backward pass, but done again. `look` is called with the
+    tokens after each block.
+    """
+
+    def __init__(self, depth: int, dim: int, head_dim: int) -> None:
+        super().__init__(Block(dim, head_dim) for _ in range(depth))
+        self.recompute = False
+        self.look: Callable[[Tensor], None] | None = None
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        rotation: Rotation | None,
+        attend_BN: Tensor | None = None,
+        scale_BL2: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens after all blocks."""
+        for place, block in enumerate(self):
+            scale_B2 = None if scale_BL2 is None else scale_BL2[:, place]
+            inputs = (x_BNC, rotation, attend_BN, scale_B2)
+            if self.recompute and torch.is_grad_enabled():
+                x_BNC = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BNC = block(*inputs)
+            if self.look is not None:
+                self.look(x_BNC)
+        return x_BNC
 
 
 class Encoder(nn.Module):
@@ -141,9 +154,8 @@ class Encoder(nn.Module):
         self.patchify = nn.Linear(math.prod(self.patch), self.dim)
         self.mask_token = nn.Parameter(torch.zeros(self.dim))
         self.table_NC = nn.Parameter(torch.zeros(math.prod(self.token_grid), self.dim)) if config.table else None
-        self.blocks = nn.ModuleList(Block(self.dim, self.head_dim) for _ in range(config.depth))
+        self.blocks = Blocks(config.depth, self.dim, self.head_dim)
         self.norm = nn.LayerNorm(self.dim)
-        self.recompute = False
         initialise(self)
 
     def forward(
@@ -180,7 +192,7 @@ class Encoder(nn.Module):
         if table_BNC is not None:
             x_BNC = x_BNC + table_BNC
         turn = self.rotation(spacing_B3, keep_BK, device=x_BDHW.device) if table_BNC is None else None
-        x_BNC = through(self.blocks, x_BNC, turn, attend_BN, scale_BL2, recompute=self.recompute)
+        x_BNC = self.blocks(x_BNC, turn, attend_BN, scale_BL2)
         normed: Tensor = self.norm(x_BNC)
         return normed
 

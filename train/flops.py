@@ -30,7 +30,8 @@ def volume_flops(recipe: Recipe) -> float:
     context = 3 * blocks_flops(seen, size.dim, size.depth) + 2 * _patches(recipe, seen)  # voxels need no gradient
     if budget.name == "vjepa":
         tokens = seen + budget.num_targets
-        ends = 2.0 * size.dim * size.predictor_dim * tokens
+        predicted = tokens if budget.context_weight else budget.num_targets
+        ends = 2.0 * size.dim * size.predictor_dim * (seen + predicted)
         predictor = ends + blocks_flops(tokens, size.predictor_dim, size.predictor_depth)
     else:
         predictor = 4.0 * size.dim**2 * budget.num_targets

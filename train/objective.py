@@ -6,6 +6,7 @@ Shapes: B volumes, D H W voxels, N tokens of the grid, K visible tokens, T targe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,10 +32,10 @@ class Networks(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.objective: ObjectiveName = recipe.objective.name
+        self.objective = recipe.objective
         self.context = Encoder(encoder_config(recipe))
-        self.context.recompute = recipe.train.recompute
-        self.predictor = TransformerPredictor(recipe) if self.objective == "vjepa" else MlpPredictor(recipe)
+        self.context.blocks.recompute = recipe.train.recompute
+        self.predictor = TransformerPredictor(recipe) if self.objective.name == "vjepa" else MlpPredictor(recipe)
         self.target = Encoder(encoder_config(recipe))
         self.target.load_state_dict(self.context.state_dict())
         self.target.requires_grad_(False)
@@ -119,32 +120,66 @@ class Batch:
 class Outcome:
     """The loss, mean over volumes, and what it was computed from."""
 
-    loss: Tensor
+    loss: Tensor  # at the targets
+    total_loss: Tensor  # what is minimised: with `objective.context_weight`, that at the visible tokens is added
     trivial_loss: Tensor  # of the best constant prediction, near enough: the mean of these targets
     predicted_BTC: Tensor
     target_BTC: Tensor
-    context_BKC: Tensor  # what the context encoder makes of the visible tokens, on the scale of `target_BTC`
+    features_BTC: Tensor  # the target's output there, which `target_BTC` is, too, unless all blocks are predicted
+    context_BKC: Tensor  # what the context encoder makes of the visible tokens, layer-normed for `vjepa`
     pooled_BC: Tensor  # mean of the target's content tokens, layer-normed
 
 
 def evaluate(networks: Networks, batch: Batch) -> Outcome:
     """Run the objective on a batch."""
+    name, weight = networks.objective.name, networks.objective.context_weight
     with torch.no_grad():
-        features_BNC = encode_target(networks, batch.target_BDHW, batch.content_BN, batch.spacing_B3)
-        normed_BNC = _norm(features_BNC)
-        target_BTC = take_tokens(normed_BNC if networks.objective == "vjepa" else features_BNC, batch.targets_BT)
-        pooled_BC = pool_content(normed_BNC, batch.content_BN)
-        trivial_loss = compare(networks.objective, target_BTC.mean((0, 1)).expand_as(target_BTC), target_BTC)
-    predicted, context_BKC = _predict_from_context(networks, batch)
-    predicted_BTC, seen_BKC = predicted.float(), context_BKC.detach().float()
+        goal_BNC, features_BNC, pooled_BC = _encode_goal(networks, batch)
+        target_BTC, features_BTC = (take_tokens(one, batch.targets_BT) for one in (goal_BNC, features_BNC))
+        trivial_loss = compare(name, target_BTC.mean((0, 1)).expand_as(target_BTC), target_BTC)
+    predicted, context_BKC = _predict_from_context(networks, batch, everywhere=weight > 0)
+    T, seen_BKC = target_BTC.shape[1], context_BKC.detach().float()
+    predicted_BTC = predicted[:, -T:].float()
+    loss = compare(name, predicted_BTC, target_BTC)
+    total_loss = loss
+    if weight:
+        total_loss = loss + weight * compare(name, predicted[:, :-T].float(), take_tokens(goal_BNC, batch.visible_BK))
     return Outcome(
-        loss=compare(networks.objective, predicted_BTC, target_BTC),
+        loss=loss,
+        total_loss=total_loss,
         trivial_loss=trivial_loss,
         predicted_BTC=predicted_BTC,
         target_BTC=target_BTC,
-        context_BKC=_norm(seen_BKC) if networks.objective == "vjepa" else seen_BKC,
+        features_BTC=features_BTC,
+        context_BKC=_norm(seen_BKC) if name == "vjepa" else seen_BKC,
         pooled_BC=pooled_BC,
     )
+
+
+def _encode_goal(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What is predicted of every token, the target's output, both `[B, N, C]`, and `Outcome.pooled_BC`."""
+    with _mean_of_blocks(networks) as mean:
+        features_BNC = encode_target(networks, batch.target_BDHW, batch.content_BN, batch.spacing_B3)
+    normed_BNC = _norm(features_BNC)
+    output_BNC = normed_BNC if networks.objective.name == "vjepa" else features_BNC
+    return mean[0] if mean else output_BNC, output_BNC, pool_content(normed_BNC, batch.content_BN)
+
+
+@contextmanager
+def _mean_of_blocks(networks: Networks) -> Iterator[list[Tensor]]:
+    """Where all blocks are to be predicted, the mean of their layer-normed tokens is in the list afterwards."""
+    mean: list[Tensor] = []
+    blocks = networks.target.blocks
+
+    def add(x_BNC: Tensor) -> None:
+        part_BNC = _norm(x_BNC.float()) / len(blocks)
+        mean[:] = [mean[0] + part_BNC] if mean else [part_BNC]
+
+    blocks.look = add if networks.objective.target_blocks == "all" else None
+    try:
+        yield mean
+    finally:
+        blocks.look = None
 
 
 def encode_target(networks: Networks, x_BDHW: Tensor, content_BN: Tensor, spacing_B3: Tensor) -> Tensor:
@@ -167,10 +202,10 @@ def predict(networks: Networks, batch: Batch) -> Tensor:
     return _predict_from_context(networks, batch)[0]
 
 
-def _predict_from_context(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Predictions, and the context's features of the visible tokens, `[B, K, C]`."""
+def _predict_from_context(networks: Networks, batch: Batch, *, everywhere: bool = False) -> tuple[Tensor, Tensor]:
+    """Predictions, of the visible tokens first if `everywhere`, and the context's features of those, `[B, K, C]`."""
     if isinstance(networks.predictor, TransformerPredictor):
-        return _predict_from_visible(networks.context, networks.predictor, batch)
+        return _predict_from_visible(networks.context, networks.predictor, batch, everywhere=everywhere)
     tokens_BNC = networks.context(
         batch.context_BDHW, batch.content_BN, batch.spacing_B3, hide_BN=batch.hidden_BN, scale_BL2=batch.scale_BL2
     )
@@ -178,21 +213,23 @@ def _predict_from_context(networks: Networks, batch: Batch) -> tuple[Tensor, Ten
     return predicted, take_tokens(tokens_BNC.detach(), batch.visible_BK)
 
 
-def _predict_from_visible(context: Encoder, predictor: TransformerPredictor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _predict_from_visible(
+    context: Encoder, predictor: TransformerPredictor, batch: Batch, *, everywhere: bool
+) -> tuple[Tensor, Tensor]:
     """`vjepa`: only visible tokens enter the context encoder; all are content, so nothing needs a mask."""
     tokens_BKC: Tensor = context(
         batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK, scale_BL2=batch.scale_BL2
     )
     index_BM = torch.cat([batch.visible_BK, batch.targets_BT], dim=1)
     rotation: Rotation = context.rotation(batch.spacing_B3, index_BM, device=index_BM.device)
-    predicted: Tensor = predictor(tokens_BKC, rotation)
+    predicted: Tensor = predictor(tokens_BKC, rotation, everywhere=everywhere)
     return predicted, tokens_BKC
 
 
 def compare(objective: ObjectiveName, predicted_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """The loss of predictions against targets.
 
-    `vjepa` (Assran et al. 2025, section 2.1): L1 against layer-normed features. `methods`: mean squared error of
+    `vjepa` (Assran et al. 2025, section 2.1): L1 against the target's, layer-normed. `methods`: mean squared error of
     L2-normalised features, a mean over channels too, so two unrelated vectors score 2 / C: read the cosine beside it.
     """
     if objective == "vjepa":

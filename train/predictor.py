@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, distributed, nn
 
-from train.encoder import Block, Rotation, initialise, through
+from train.encoder import Blocks, Rotation, initialise
 from train.presets import dimensions
 from train.ranks import sum_over_ranks
 
@@ -26,31 +26,30 @@ class TransformerPredictor(nn.Module):
         size = dimensions(recipe.model)
         self.embed = nn.Linear(size.dim, size.predictor_dim)
         self.mask_token = nn.Parameter(torch.zeros(size.predictor_dim))
-        self.blocks = nn.ModuleList(
-            Block(size.predictor_dim, recipe.model.head_dim) for _ in range(size.predictor_depth)
-        )
+        self.blocks = Blocks(size.predictor_depth, size.predictor_dim, recipe.model.head_dim)
+        self.blocks.recompute = recipe.train.recompute
         self.norm = nn.LayerNorm(size.predictor_dim)
         self.proj = nn.Linear(size.predictor_dim, size.dim)
-        self.recompute = recipe.train.recompute
         initialise(self)
 
-    def forward(self, context_BKC: Tensor, rotation_BM: Rotation) -> Tensor:
+    def forward(self, context_BKC: Tensor, rotation_BM: Rotation, *, everywhere: bool = False) -> Tensor:
         """Predict the features of targets from visible tokens.
 
         Args:
             context_BKC: the context encoder's tokens.
             rotation_BM: angles of the K visible tokens, then of the T targets.
+            everywhere: predict those of the visible tokens, too.
 
         Returns:
-            `[B, T, C]`.
+            `[B, T, C]`, or `[B, M, C]` of all of them, as in `rotation_BM`.
         """
         B, K, _ = context_BKC.shape
         visible_BKC = self.embed(context_BKC)
         T = rotation_BM.cos.shape[2] - K
         hidden_BTC = self.mask_token.to(visible_BKC.dtype).expand(B, T, -1)
         x_BMC = torch.cat([visible_BKC, hidden_BTC], dim=1)
-        x_BMC = through(self.blocks, x_BMC, rotation_BM, recompute=self.recompute)
-        predicted: Tensor = self.proj(self.norm(x_BMC[:, K:]))
+        x_BMC = self.blocks(x_BMC, rotation_BM)
+        predicted: Tensor = self.proj(self.norm(x_BMC if everywhere else x_BMC[:, K:]))
         return predicted
 
 

@@ -138,7 +138,7 @@ def _accumulate(state: TrainState, batches: Iterable[Batch], recipe: Recipe, dev
     for batch in batches:
         with device.autocast():
             outcome = evaluate(state.networks, batch)
-        torch.autograd.backward(outcome.loss * len(batch.content_BN) / recipe.train.global_batch)
+        torch.autograd.backward(outcome.total_loss * len(batch.content_BN) / recipe.train.global_batch)
         measures.append(measure(outcome, batch))
         device.send_off()
     return measures
@@ -198,6 +198,6 @@ def skip_step(state: TrainState, recipe: Recipe, result: StepResult) -> None:
     if state.skipped_in_a_row >= recipe.train.max_nonfinite:
         raise NonFiniteError(
             f"{state.skipped_in_a_row} updates in a row up to step {state.step} were not finite "
-            f"(loss {result.summary['loss']}, gradient norm {result.grad_norm}); lower optim.lr or optim.grad_clip, "
-            "or set train.precision=fp32, and resume from the last checkpoint."
+            f"(loss {result.summary['loss']}, gradient norm {result.grad_norm}); start a new run in another "
+            "folder with a lower optim.lr or optim.grad_clip, or with train.precision=fp32."
         )

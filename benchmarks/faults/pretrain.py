@@ -81,7 +81,7 @@ class Injector:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if self._spoiled is How.GRADIENT:  # 0 in the loss; its root's slope there is infinite
             weight = next(iter(networks.context.parameters()))
-            return replace(outcome, loss=outcome.loss + torch.sqrt(weight.sum() * 0))
+            return replace(outcome, total_loss=outcome.total_loss + torch.sqrt(weight.sum() * 0))
         return outcome
 
     def validate(self, *arguments: Any) -> Any:

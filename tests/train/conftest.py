@@ -29,6 +29,12 @@ TINY: dict[str, Any] = {
     "log": {"every_steps": 1, "images_every_steps": 100, "wandb": False},
 }
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "vjepa": {"name": "vjepa"},
+    "dense": {"name": "vjepa", "context_weight": 0.5, "target_blocks": "all"},
+    "methods": {"name": "methods"},
+}
+
 
 def tiny(**sections: dict[str, Any]) -> Recipe:
     """The tiny recipe with some keys of some sections changed."""
@@ -79,10 +85,10 @@ def cpu() -> Device:
     return open_device("cpu", "fp32")
 
 
-@pytest.fixture(scope="session", params=["vjepa", "methods"])
+@pytest.fixture(scope="session", params=list(OBJECTIVES))
 def recipe(request: pytest.FixtureRequest) -> Recipe:
     """The tiny recipe, once for each objective."""
-    return tiny(objective={"name": request.param})
+    return tiny(objective=OBJECTIVES[request.param])
 
 
 @pytest.fixture

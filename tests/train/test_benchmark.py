@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.train.conftest import OBJECTIVES
 from train.device import Device
 from train.errors import RecipeError
 from train.presets import dimensions, encoder_config
@@ -110,6 +111,14 @@ def run(path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
+def test_a_dataset_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "train_step.py", "--recipe", "smoke", "--data", tmp_path / "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "nowhere" in done.stderr
+
+
 def test_it_runs_with_pytorch_and_little_else_and_computes_the_same(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     code, plain, said = run(tmp_path, "--baseline", "full")
@@ -146,12 +155,12 @@ def test_a_plain_recipe_knows_its_keys(modules: dict[str, ModuleType]) -> None:
         modules["plain"].plain_recipe("mine.yaml")
 
 
-@pytest.mark.parametrize("objective", ["vjepa", "methods"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_check_passes_what_is_right_and_nothing_else(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, objective: str, precision: str
 ) -> None:
-    recipe = load_recipe("smoke", [f"objective.name={objective}"])
+    recipe = load_recipe("smoke", [f"objective.{key}={value}" for key, value in OBJECTIVES[objective].items()])
     device = modules["step"].open_device("cpu", precision)
     batch = modules["step"].synthetic_batch(recipe, device, 1)
     check = modules["check"]

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from shards.reader import open_dataset
 from shards.schema import Sample
+from tests.train.conftest import OBJECTIVES
 from train import step
 from train.checkpoint import newest_checkpoint
 from train.config import Recipe
@@ -42,16 +43,16 @@ def _no_code_is_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def compiled(make_recipe: Callable[..., Recipe], name: str = "vjepa", **train: object) -> Recipe:
-    return make_recipe(objective={"name": name}, train={"compile": True, **train})
+    return make_recipe(objective=OBJECTIVES[name], train={"compile": True, **train})
 
 
-@pytest.mark.parametrize("name", ["vjepa", "methods"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_losses_are_those_of_a_run_that_is_not_compiled(
     make_recipe: Callable[..., Recipe], tiny_samples: list[Sample], cpu: Device, name: str, recompute: bool
 ) -> None:
     recipe = compiled(make_recipe, name, recompute=recompute)
-    plain = make_recipe(objective={"name": name})
+    plain = make_recipe(objective=OBJECTIVES[name])
     state, expected = start_state(recipe, cpu), start_state(plain, cpu)
     assert list(state.networks.state_dict()) == list(expected.networks.state_dict())
     batches = cut(tiny_samples, recipe, cpu)
@@ -62,7 +63,7 @@ def test_losses_are_those_of_a_run_that_is_not_compiled(
         assert ours.summary["loss"] == pytest.approx(theirs.summary["loss"], rel=1e-5)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
-    networks = 3 if name == "vjepa" else 2  # context, target, predictor; each for both sizes of a micro-batch
+    networks = 2 if name == "methods" else 3  # context, target, predictor; each for both sizes of a micro-batch
     assert graphs == [2 * networks] * 4
     assert not counters["graph_break"]
 

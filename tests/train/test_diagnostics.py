@@ -47,7 +47,8 @@ def test_collapse_is_visible(recipe: Recipe, batch: Batch, cpu: Device) -> None:
     assert bad["feature_std"] == pytest.approx(0, abs=1e-5)
     assert bad["token_cosine"] == pytest.approx(1, abs=1e-5)
     assert float(rankme(collapsed.recent_VC)) == pytest.approx(1, abs=1e-5)
-    assert bad["cosine_trivial"] == pytest.approx(1, abs=1e-5)
+    if recipe.objective.target_blocks == "last":  # else what is predicted are the blocks, which have not collapsed
+        assert bad["cosine_trivial"] == pytest.approx(1, abs=1e-5)
     assert good["feature_std"] > 0.1
     assert float(rankme(healthy.recent_VC)) > 1.2
     assert (alarms(good, recipe), alarms(bad, recipe)) == ([], ["collapse"])

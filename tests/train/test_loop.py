@@ -18,6 +18,7 @@ import torch
 import train.attempts
 from shards.reader import open_dataset
 from shards.schema import Sample
+from tests.train.conftest import OBJECTIVES
 from train.config import Recipe
 from train.errors import CheckpointError, NonFiniteError, RunFolderError, TrainError, TrainingStoppedError
 from train.loop import pretrain
@@ -68,7 +69,7 @@ def test_a_run_folder_holds_what_design_promises(recipe: Recipe, tiny_dataset: s
     heard: list[str] = []
     summary = pretrain(recipe, open_dataset(tiny_dataset), run, Listener(say=heard.append))
     assert {path.name for path in run.iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "checkpoints", "media", "summary.json",
+        "recipe.yaml", "metrics.jsonl", "checkpoints", "media", "summary.json", ".saved",
     }  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(set(row) >= TRAIN_KEYS for row in rows if row["split"] == "train")
@@ -300,12 +301,12 @@ def test_a_run_may_live_outside_the_main_thread(
     assert done[0]["status"] == "finished"
 
 
-@pytest.mark.parametrize("objective", ["vjepa", "methods"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_it_learns_to_predict_hidden_tokens_from_visible_ones(
     make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, objective: str
 ) -> None:
     recipe = make_recipe(
-        objective={"name": objective},
+        objective=OBJECTIVES[objective],
         optim={"lr": 5e-3, "ema_start": 0.99},
         train={"max_steps": 140, "micro_batch": 4},
         validation={"every_steps": 140},

@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from shards.schema import Sample
+from tests.train.conftest import OBJECTIVES
 from train.config import Recipe
 from train.device import Device
-from train.encoder import patches
+from train.encoder import patches, take_tokens
+from train.errors import RecipeError
 from train.feed import draw_depth, training_batch
 from train.objective import Batch, Networks, build_networks, compare, evaluate, predict
 
@@ -105,7 +108,7 @@ def test_padding_is_never_context_target_or_attended(recipe: Recipe, tiny_sample
         target_BDHW=change_tokens(zero.target_BDHW, padding_BN, recipe),
     )
     third = evaluate(networks, noise)
-    for name in ("loss", "predicted_BTC", "target_BTC", "pooled_BC"):
+    for name in ("loss", "total_loss", "predicted_BTC", "target_BTC", "pooled_BC"):
         assert torch.equal(getattr(first, name), getattr(third, name)), name
 
 
@@ -117,7 +120,7 @@ def test_a_token_that_is_partly_padding_ignores_the_stored_padding(recipe: Recip
 
 def test_no_gradient_reaches_the_target(recipe: Recipe, batch: Batch) -> None:
     networks = build_networks(recipe)
-    torch.autograd.backward(evaluate(networks, batch).loss)
+    torch.autograd.backward(evaluate(networks, batch).total_loss)
     assert all(parameter.grad is None for parameter in networks.target.parameters())
     without = [name for name, parameter in networks.context.named_parameters() if parameter.grad is None]
     assert without == (["mask_token"] if recipe.objective.name == "vjepa" else [])
@@ -130,6 +133,48 @@ def test_two_unrelated_vectors_score_two_over_the_width_in_methods_and_their_dis
     assert float(compare("methods", 3 * target, target)) == pytest.approx(0, abs=1e-9)
     assert float(compare("vjepa", predicted, target)) == pytest.approx(2 / np.sqrt(np.pi), rel=0.02)
     assert float(compare("vjepa", target, target)) == 0
+
+
+def test_the_context_too_is_asked_what_is_at_its_places(make_recipe: Callable[..., Recipe], batch: Batch) -> None:
+    plain, dense = (
+        evaluate(networks_of(make_recipe(objective={"name": "vjepa", "context_weight": weight})), batch)
+        for weight in (0.0, 0.5)
+    )
+    assert torch.equal(plain.total_loss, plain.loss)
+    torch.testing.assert_close(dense.loss, plain.loss)
+    assert dense.predicted_BTC.shape == plain.predicted_BTC.shape == (4, 12, 32)
+    networks = networks_of(make_recipe())
+    with torch.no_grad():
+        goal_BNC = functional.layer_norm(networks.target(batch.target_BDHW, batch.content_BN, batch.spacing_B3), (32,))
+        tokens_BKC = networks.context(batch.context_BDHW, None, batch.spacing_B3, keep_BK=batch.visible_BK)
+        places_BM = torch.cat([batch.visible_BK, batch.targets_BT], 1)
+        turn = networks.context.rotation(batch.spacing_B3, places_BM, device=places_BM.device)
+        seen_BKC = networks.predictor(tokens_BKC, turn, everywhere=True)[:, :16]
+    expected = (seen_BKC - take_tokens(goal_BNC, batch.visible_BK)).abs().mean()
+    torch.testing.assert_close(dense.total_loss - dense.loss, 0.5 * expected)
+
+
+def test_all_blocks_are_predicted_as_the_mean_of_their_layer_normed_tokens(
+    make_recipe: Callable[..., Recipe], batch: Batch
+) -> None:
+    networks = networks_of(make_recipe(objective={"name": "vjepa", "target_blocks": "all"}))
+    found: list[torch.Tensor] = []
+    hooks = [one.register_forward_hook(lambda *call: found.append(call[2])) for one in networks.target.blocks]
+    outcome = evaluate(networks, batch)
+    for hook in hooks:
+        hook.remove()
+    assert len(found) == 2
+    expected_BNC = sum(functional.layer_norm(one, (32,)) for one in found) / 2
+    torch.testing.assert_close(outcome.target_BTC, take_tokens(expected_BNC, batch.targets_BT))
+    last = evaluate(networks_of(make_recipe()), batch)
+    assert torch.equal(outcome.pooled_BC, last.pooled_BC)
+    assert not torch.allclose(outcome.target_BTC, last.target_BTC, atol=0.1)
+
+
+@pytest.mark.parametrize("key", [{"context_weight": 0.5}, {"target_blocks": "all"}])
+def test_the_documented_baseline_has_neither(make_recipe: Callable[..., Recipe], key: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="are of vjepa: leave them out for methods"):
+        make_recipe(objective={"name": "methods", **key})
 
 
 def test_vjepa_targets_are_layer_normed(make_recipe: Callable[..., Recipe], batch: Batch) -> None:
@@ -166,14 +211,14 @@ def test_depth_is_drawn_more_often_at_the_end_and_keeps_the_mean(make_recipe: Ca
     assert draw_depth(make_recipe(), ["a"], [0]) is None
 
 
-@pytest.mark.parametrize("name", ["vjepa", "methods"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_recomputing_gives_the_same_gradients_and_keeps_less(
     make_recipe: Callable[..., Recipe], tiny_samples: list[Sample], cpu: Device, name: str
 ) -> None:
     gradients, kept = [], []
     for recompute in (False, True):
         recipe = make_recipe(
-            objective={"name": name}, model={"depth": 6, "drop_path": 0.2}, train={"recompute": recompute}
+            objective=OBJECTIVES[name], model={"depth": 6, "drop_path": 0.2}, train={"recompute": recompute}
         )
         networks, numbers = build_networks(recipe), 0
 
@@ -184,7 +229,7 @@ def test_recomputing_gives_the_same_gradients_and_keeps_less(
 
         batch = training_batch([(0, one) for one in tiny_samples[:4]], recipe, cpu)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            loss = evaluate(networks, batch).loss
+            loss = evaluate(networks, batch).total_loss
         kept.append(numbers)
         torch.autograd.backward(loss)
         gradients.append([one.grad for one in networks.learned_parameters()])

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from shards.reader import open_dataset
-from tests.train.conftest import tiny
+from tests.train.conftest import OBJECTIVES, tiny
 from train.errors import DeviceError
 from train.loop import check_ranks, pretrain
 from train.ranks import Ranks
@@ -63,11 +63,11 @@ def test_memory_that_is_too_small_where_ranks_meet_in_batchnorm_is_one_sentence(
     assert "ranks that meet in a pass cannot halve it: set train.micro_batch" in (tmp_path / "two-said-1").read_text()
 
 
-@pytest.mark.parametrize("name", ["vjepa", "methods"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path: Path) -> None:
     """SGD would hide a wrong scale and AdamW hides it better: the moments of the first step are the gradients."""
     sections: dict[str, Any] = {
-        "objective": {"name": name},
+        "objective": OBJECTIVES[name],
         "train": {"micro_batch": 4, "max_steps": 3},
         "checkpoint": {"every_steps": 1},
         "augment": {"shift_voxels": (1, 4, 4), "noise": 0.1},
@@ -86,7 +86,7 @@ def test_two_ranks_make_the_steps_of_one(name: str, tiny_dataset: str, tmp_path:
         largest = float(one[moment].abs().max())  # 0 for a bias before BatchNorm
         torch.testing.assert_close(two[moment], one[moment], rtol=0, atol=1e-5 * largest + 1e-9)
     for alone, together in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        for column in ("step", "samples", "loss", "cosine", "token_cosine", "masked_share", "grad_norm"):
+        for column in ("step", "samples", "loss", "loss_total", "cosine", "token_cosine", "masked_share", "grad_norm"):
             if column == "grad_norm" and alone["split"] == "val":
                 continue
             assert together[column] == pytest.approx(alone[column], rel=1e-3, abs=1e-5), column

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shards.reader import open_dataset
+from tests.train.conftest import OBJECTIVES
 from train.checkpoint import load_state, read_checkpoint
 from train.config import Recipe
 from train.device import Device
@@ -22,6 +23,7 @@ STEPS, AHEAD = 50, 2
 CASES: dict[str, dict[str, Any]] = {
     "whole batches": {"train": {"micro_batch": 5}},
     "accumulation, the last part smaller": {"train": {"micro_batch": 2}},
+    "dense": {"train": {"micro_batch": 2}, "objective": OBJECTIVES["dense"]},
     "methods, with BatchNorm": {"train": {"micro_batch": 3}, "objective": {"name": "methods"}},
 }
 

@@ -15,6 +15,7 @@ import train.recorder
 import train.step
 from shards.reader import open_dataset
 from shards.schema import Sample
+from tests.train.conftest import OBJECTIVES
 from train.config import Recipe
 from train.device import Device
 from train.encoder import Encoder
@@ -45,9 +46,9 @@ def raised(
     return run
 
 
-@pytest.mark.parametrize("name", ["vjepa", "methods"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_healthy_run_raises_no_alarm(raised: Callable[..., list[str]], name: str) -> None:
-    learning = {"objective": {"name": name}, "optim": {"lr": 5e-3, "ema_start": 0.99}}
+    learning = {"objective": OBJECTIVES[name], "optim": {"lr": 5e-3, "ema_start": 0.99}}
     size = {"max_steps": 120, "micro_batch": 4}
     augment = {"shift_voxels": (1, 4, 4), "gain": 0.1, "offset": 0.1, "noise": 0.2}
     assert raised(**learning, train=size, augment=augment, validation={"every_steps": 40}) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shards.reader import open_dataset
-from tests.train.conftest import tiny
+from tests.train.conftest import OBJECTIVES, tiny
 from tests.train.test_ranks import rows, run, weights
 from train.device import Device
 from train.errors import DeviceError
@@ -18,6 +18,7 @@ from train.recipe import differences
 from train.sharding import check_sharding, is_sharded
 
 SECTIONS: dict[str, Any] = {
+    "objective": OBJECTIVES["dense"],
     "train": {"micro_batch": 1, "max_steps": 6, "recompute": True},
     "checkpoint": {"every_steps": 1},
     "augment": {"shift_voxels": (1, 4, 4), "noise": 0.1},

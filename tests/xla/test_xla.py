@@ -17,7 +17,7 @@ import torch_xla.debug.metrics
 from fovea.leave import leave_after
 from shards.reader import open_dataset
 from tests.conftest import build_sample, commit_dataset
-from tests.train.conftest import SHAPE, tiny
+from tests.train.conftest import OBJECTIVES, SHAPE, tiny
 from train.checkpoint import load_state, newest_checkpoint
 from train.config import Recipe
 from train.device import Device, open_device
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 def recipe_of(objective: str, **train: Any) -> Recipe:
     return tiny(
-        objective={"name": objective},
+        objective=OBJECTIVES[objective],
         model={"drop_path": 0.2},
         augment={"shift_voxels": (1, 2, 2), "gain": 0.1, "offset": 0.1, "noise": 0.1},
         train={"max_steps": STEPS, "global_batch": 8, "micro_batch": 4, **train},
@@ -73,7 +73,7 @@ def steps(plan: Plan, device: Device, count: int) -> tuple[TrainState, list[int]
     return state, counts
 
 
-@pytest.mark.parametrize("objective", ["vjepa", "methods"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_whole_run_has_the_losses_of_eager_torch(xla: Device, dataset: str, tmp_path: Path, objective: str) -> None:
     del xla
     for device in ("xla", "cpu"):
@@ -87,7 +87,7 @@ def test_a_whole_run_has_the_losses_of_eager_torch(xla: Device, dataset: str, tm
             assert ours["alarms"] == theirs["alarms"]
 
 
-@pytest.mark.parametrize("objective", ["vjepa", "methods"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("micro_batch", [8, 3])
 def test_nothing_is_compiled_after_the_second_step(xla: Device, dataset: str, objective: str, micro_batch: int) -> None:
     """Also where the last micro-batch is smaller, and at the last step, whose momentum is exactly 1."""
