@@ -36,7 +36,8 @@ class ProbeResult:
         """What nobody may overlook."""
         evaluations = {"test": self.encoder.test, "cross-validation": self.encoder.cv}
         found = [line for name, one in evaluations.items() for line in _warnings(name, one)]
-        found += [] if _beats(self.encoder.cv, self.baselines.values()) else ["a baseline scores as well or better."]
+        if self.encoder.cv and not _beats(self.encoder.cv, self.baselines.values()):
+            found.append("a baseline scores as well or better.")
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _warnings(name: str, evaluation: Evaluation | None) -> list[str]:
     return found
 
 
-def _beats(cv: Evaluation | None, baselines: Iterable[ProbeScores]) -> bool:
+def _beats(cv: Evaluation, baselines: Iterable[ProbeScores]) -> bool:
     values = [_balanced_accuracy(one.cv) for one in baselines]
     return _balanced_accuracy(cv) > max(values)
 

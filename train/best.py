@@ -44,6 +44,11 @@ def find_best(rows: Iterable[Mapping[str, Any]], measure: str, steps: Collection
     return max(scored, key=lambda one: (one.value, -one.step), default=None)
 
 
+def better_of(one: Best | None, other: Best | None) -> Best | None:
+    """The one of the higher value; of equal ones the earlier."""
+    return max((best for best in (one, other) if best), key=lambda best: (best.value, -best.step), default=None)
+
+
 def read_best(run: Path) -> Best | None:
     """The best checkpoint of a run folder, None if none was chosen.
 

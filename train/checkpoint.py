@@ -65,6 +65,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
+
+
 def fresh_folder(path: Path) -> Path:
     """An empty folder, without what a killed process of the same number left: in a container all are number 1."""
     if path.exists():
@@ -112,6 +117,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def _read_named(path: Path) -> Checkpoint:
+    """A checkpoint under its own name: a copy under another would be taken for newer than it is."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.step != step_of(path):
+        raise CheckpointError(f"{path}: it is of step {checkpoint.step}, under the name of another.")
+    return checkpoint
+
+
 def recipe_of(body: Mapping[str, Any], path: str) -> Recipe:
     """The recipe in a `state.json`.
 
@@ -135,7 +148,7 @@ def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
         if before is not None and path.name >= folder_name(before):
             continue
         try:
-            return Newest(checkpoint=read_checkpoint(path), passed_over=tuple(passed_over))
+            return Newest(checkpoint=_read_named(path), passed_over=tuple(passed_over))
         except CheckpointError as error:
             passed_over.append(str(error))
     if passed_over:
@@ -315,4 +328,4 @@ def forget_checkpoints(folder: Path, after: int) -> None:
 
 def saved_steps(folder: Path) -> set[int]:
     """Steps of the checkpoints that are there, whole or not."""
-    return {int(path.name.removeprefix("step-")) for path in checkpoint_folders(folder)}
+    return {step_of(path) for path in checkpoint_folders(folder)}

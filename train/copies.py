@@ -258,6 +258,13 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
         return []
     if copies.place.is_local and Path(copies.place.path).is_file():
         raise RunFolderError(f"checkpoint.copies={copies.place.url} is no folder: choose another.")
+    if copies.place.is_local:
+        theirs, ours = Path(copies.place.path).resolve(), run.path.resolve()
+        if theirs.is_relative_to(ours) or ours.is_relative_to(theirs):
+            raise RunFolderError(
+                f"checkpoint.copies={copies.place.url} and the run folder {run.path} lie in one another: a copy is for "
+                "the day when that folder is lost; choose another."
+            )
     with _readable(copies.place):
         found = copies.found()
         whole = {name: files for name, files in found.items() if STATE_FILE in files}

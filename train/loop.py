@@ -1,6 +1,6 @@
 """The training loop, from an opened dataset to a finished run folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,25 @@ def _pretrain(plan: Plan, run: RunFolder, device: Device, listener: Listener) ->
     try:
         train(plan, state, device, recorder)
     except TrainingStoppedError:
-        recorder.close("stopped")
+        _close(recorder, "stopped", say)
         ranks.leave()  # a rank that ends has torchrun end the others: not before the first has written all
         raise
-    except (TrainError, ShardError) as error:
-        recorder.close("failed", failed=True)
+    except (TrainError, ShardError, OSError) as error:
+        _close(recorder, "failed", say)
         if isinstance(error, NonFiniteError | ValidationError):
             ranks.leave()  # every rank has it
         raise
     summary = recorder.close("finished")
     ranks.leave()
     return summary
+
+
+def _close(recorder: Recorder, status: str, say: Callable[[str], None]) -> None:
+    """After what ended the run early, and is raised: what goes wrong here is only said."""
+    try:
+        recorder.close(status, failed=status == "failed")
+    except (OSError, TrainError) as error:
+        say(f"summary.json says nothing of this end ({error}).")
 
 
 def train(plan: Plan, state: TrainState, device: Device, recorder: Recorder) -> None:

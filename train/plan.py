@@ -10,10 +10,10 @@ from train.config import Recipe
 from train.copies import bring_newest
 from train.data import select
 from train.device import Device
-from train.errors import CheckpointError, RunFolderError, TrainError
+from train.errors import CheckpointError, RecipeError, RunFolderError
 from train.probe import Labels, Probes, best_measure, plan_probes
-from train.recipe import resolve
-from train.run_folder import RunFolder, placed_sha256
+from train.recipe import differences, resolve
+from train.run_folder import RECIPE_FILE, RunFolder, placed_sha256
 from train.step import TrainState
 
 
@@ -42,13 +42,13 @@ def plan_run(recipe: Recipe, dataset: Dataset, labels: Labels | None = None) -> 
         labels: of volumes by key, for the probe of the label; None: there is none.
 
     Raises:
-        TrainError: if no training sample passes the recipe's filters.
         BudgetError: if too many samples are too small.
-        RecipeError: if `checkpoint.best` names a probe that there is not.
+        RecipeError: if no training sample passes the recipe's filters, or `checkpoint.best` names a probe that there
+            is not.
     """
     train, val = (select(dataset, recipe.data, split) for split in ("train", "val"))
     if not train.samples:
-        raise TrainError(f"{dataset.url} has no training sample that passes the recipe's `data` filters.")
+        raise RecipeError(f"{dataset.url} has no training sample that passes the recipe's `data` filters.")
     both = (*train.samples, *val.samples)
     geometry = dataset.info["geometry"]
     recipe = resolve(recipe, grid=geometry["size"], rows=both, geometry=geometry.get("name"))
@@ -75,7 +75,8 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole, or the copies cannot be read.
-        RunFolderError: if the run, or that of the copies, was trained on other samples, or by another recipe.
+        RunFolderError: if the run, or that of the copies, was trained on other samples, or by another recipe,
+            whatever its `recipe.yaml` says now.
     """
     said = _bring(run, plan, device)
     newest = newest_checkpoint(run.checkpoints)
@@ -93,21 +94,36 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
             f"{run.path} was trained on other samples than this dataset and these filters give, or on the same ones "
             "in other shards, which come in another order: resume it with its own dataset, or choose another --out."
         )
+    if changed := differences(checkpoint.recipe, plan.recipe):
+        raise RunFolderError(
+            f"{checkpoint.path} is of another recipe than {run.path / RECIPE_FILE} ({'; '.join(changed)}): resume it "
+            "with its own recipe, or choose another --out."
+        )
     _put_back(checkpoint, run, state, device)
-    return [*said, f"resumed at step {state.step} from {checkpoint.path}."]
+    return [*said, f"resumed at step {state.step} from {checkpoint.path}.", *_lacking_rows(run, checkpoint, plan)]
+
+
+def _lacking_rows(run: RunFolder, checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """What to say where there are no rows up to nearly the checkpoint's step: somebody removed them."""
+    last = max((row["step"] for row in run.rows()), default=-1)
+    due = max(checkpoint.recipe.log.every_steps, plan.recipe.log.every_steps)
+    if checkpoint.step - last < due:
+        return []
+    there = f"ends with step {last}" if last >= 0 else "has no rows"
+    return [f"{run.metrics} {there}: those up to step {checkpoint.step} are lost."]
 
 
 def check_not_lost(run: RunFolder) -> None:
-    """Whether a run folder without checkpoints had none: a process that came to its end, or was stopped, saved one.
+    """Whether a run folder without checkpoints had none.
 
     Raises:
         CheckpointError: if it had: starting anew would drop its rows, and what it learned.
     """
-    summary = run.read_summary() or {}
-    if summary.get("status") in {"finished", "stopped"} and summary.get("step", 0):
+    step = run.saved_step()
+    if step:
         raise CheckpointError(
-            f"{run.path} was saved at step {summary['step']} and has no checkpoint any more: put {run.checkpoints} "
-            "back, or start a new run in another folder."
+            f"{run.path} was saved at step {step} and has no checkpoint any more: put {run.checkpoints} back, or start "
+            "a new run in another folder."
         )
 
 

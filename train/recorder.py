@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shards.reader import read_sample
-from train.best import find_best, read_best
+from train.best import Best, better_of, find_best, read_best
 from train.checkpoint import saved_steps
 from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
@@ -194,9 +194,20 @@ class Recorder:
         if measure is None and known is not None:
             measure, steps = known.measure, steps & {known.step}
         rows = self._plan.probes.alike((measure or "").removeprefix("probe_"), self.rows)
-        self.best = find_best(rows, measure, steps) if measure else None
+        found = find_best(rows, measure, steps) if measure else None
+        self.best = better_of(found, known if self._has_no_row(known, measure, steps) else None)
         if self._tracker is not None and self.best != known:
             self._run.write_best(self.best)
+
+    def _has_no_row(self, known: Best | None, measure: str | None, steps: Collection[int]) -> bool:
+        """Whether what was the best is still there, and only its row was lost."""
+        return (
+            known is not None
+            and known.measure == measure
+            and known.step in steps
+            and known.step <= self._state.step
+            and not any(row["split"] == "val" and row["step"] == known.step for row in self.rows)
+        )
 
     def has_drawn(self) -> bool:
         """Whether every rank sees the pictures of this step."""

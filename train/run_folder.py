@@ -15,9 +15,9 @@ from typing import Any
 
 from shards.schema import SampleRow
 from train.best import BEST_FILE, Best
-from train.checkpoint import CHECKPOINTS, checkpoint_folders, recover
+from train.checkpoint import CHECKPOINTS, checkpoint_folders, recover, step_of
 from train.config import Recipe
-from train.errors import RecipeError, RunFolderError
+from train.errors import RecipeError, RunFolderError, TrainError
 from train.recipe import differences, load_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
@@ -25,8 +25,11 @@ WANDB_FILE = "wandb.json"
 """Which W&B run the rows go to."""
 WANDB_RUN = re.compile(rb'\{"id": "[\w-]{1,128}"\}\n')
 LOCK_FILE = ".lock"
+SAVED_FILE = ".saved"
+"""The step of the newest checkpoint that was published: there was one, even if it is gone."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 NAMED = 80
+SPLITS = ("train", "val")
 _HELD = "another process is training into {}: wait for its end, or choose another --out."
 logger = logging.getLogger("fovea.train")
 
@@ -58,13 +61,27 @@ class RunFolder:
         return self.path / BEST_FILE
 
     @property
+    def saved(self) -> Path:
+        return self.path / SAVED_FILE
+
+    @property
     def wandb(self) -> Path:
         return self.path / WANDB_FILE
 
     def append_row(self, row: Mapping[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Add one line to `metrics.jsonl`.
+
+        Raises:
+            TrainError: if it cannot be written.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise TrainError(
+                f"the row of step {row['step']} could not be written to {self.metrics} ({error}): make room, and the "
+                "same command goes on from the last checkpoint, if there is one."
+            ) from error
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line that a kill cut short is left out.
@@ -97,6 +114,15 @@ class RunFolder:
         else:
             write_text(self.best, best.to_line())
 
+    def note_saved(self, checkpoint: Path) -> None:
+        """Remember that a checkpoint was published."""
+        write_text(self.saved, f"{step_of(checkpoint)}\n")
+
+    def saved_step(self) -> str:
+        """The step that was last saved, as it was written; empty if none was, or that of a start."""
+        said = self.saved.read_text().strip() if self.saved.exists() else ""
+        return said.lstrip("0")
+
     def read_summary(self) -> dict[str, Any] | None:
         """What the last process wrote; None if there is nothing that can be read: a run does without."""
         try:
@@ -110,9 +136,13 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
     """Create a run folder, or open the one that this recipe made.
 
     Raises:
-        RunFolderError: if the folder holds another recipe's run (says which keys differ), or other files.
+        RunFolderError: if the folder holds another recipe's run (says which keys differ), or other files, or what is
+            no file where a run writes one.
     """
     run = RunFolder(path=out)
+    for path in (run.metrics, run.summary, run.best, run.wandb, run.saved, out / LOCK_FILE):
+        if path.exists() and not path.is_file():
+            raise RunFolderError(f"{path} is no file: a run writes one there; move it away, or choose another --out.")
     existing, changed = out / RECIPE_FILE, []
     if existing.exists():
         changed = differences(_recipe_of(existing), recipe)
@@ -195,16 +225,21 @@ def lines_sha256(lines: Iterable[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old one or the new one."""
+    """Replace a file at once: a reader sees the old one or the new one. Of a link, what it leads to."""
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _whole_rows(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         if line.endswith("\n") and not line.isspace():
             row = json.loads(line)
-            if not (isinstance(row, dict) and {"split", "step"} <= row.keys()):
+            if not (isinstance(row, dict) and row.get("split") in SPLITS and type(row.get("step")) is int):
                 raise ValueError(f"{line[:NAMED].strip()!r} is no row")
             yield row

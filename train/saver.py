@@ -114,7 +114,7 @@ class Saver:
         if job.error is not None:
             raise CheckpointError(
                 f"step {job.snapshot.step} could not be saved ({type(job.error).__name__}: {job.error}); resume from "
-                "the checkpoint before it."
+                "the checkpoint before it, if there is one."
             ) from job.error
 
     def forget_after(self, step: int) -> None:
@@ -160,7 +160,7 @@ def open_saver(plan: Plan, run: RunFolder, state: TrainState, tracker: Tracker, 
     return Saver(
         take=lambda spare: take_snapshot(state, recipe, dataset_sha256=plan.dataset_sha256, reuse=spare),
         publish=partial(publish_snapshot, run.checkpoints, keep=recipe.checkpoint.keep),
-        after=[*([copier] if copier else []), *([tracker.checkpoint] if recipe.log.artifacts else [])],
+        after=[run.note_saved, *([copier] if copier else []), *([tracker.checkpoint] if recipe.log.artifacts else [])],
         copier=copier,
         background=recipe.checkpoint.background,
         say=say,

@@ -113,7 +113,8 @@ def publish_snapshot(folder: Path, snapshot: Snapshot, *, keep: int | None = Non
             publish_folder(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
-            f"step {snapshot.step} could not be saved ({error}): make room, and resume from the checkpoint before it."
+            f"step {snapshot.step} could not be saved ({error}): make room, and resume from the checkpoint before "
+            "it, if there is one."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well

@@ -120,6 +120,13 @@ def called_healthy(result: ProbeResult) -> ProbeResult:
     return dataclasses.replace(result, encoder=dataclasses.replace(result.encoder, cv=cv))
 
 
+def test_an_encoder_without_a_score_is_compared_with_nothing(found: ProbeResult) -> None:
+    worse = dataclasses.replace(called_healthy(found), baselines={"itself": found.encoder})
+    assert "a baseline scores as well or better." in worse.warnings
+    none = dataclasses.replace(found.encoder, cv=None)
+    assert not any("baseline" in warning for warning in dataclasses.replace(worse, encoder=none).warnings)
+
+
 def test_a_single_class_predictor_is_named_loudly(found: ProbeResult) -> None:
     assert (
         "cross-validation: PREDICTS A SINGLE CLASS: every participant is called healthy. This probe learned nothing."

@@ -75,6 +75,16 @@ def test_the_best_stays_beside_the_newest_and_is_what_best_loads(
     assert export(folder, tmp_path / "given", choice="best", version="0")["step"] == 2
 
 
+def test_the_best_is_kept_when_its_row_is_lost(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_after_five(run, monkeypatch)
+    assert steps(tmp_path / "run") == [2, 4]
+    (tmp_path / "run/metrics.jsonl").unlink()
+    assert run([0.6, 0.7, 0.7], every_steps=1)["best"]["step"] == 2
+    assert steps(tmp_path / "run") == [2, 6]
+
+
 def test_a_step_that_is_not_due_is_saved_for_its_score(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run([0.5, 0.1, 0.2, 0.2, 0.2, 0.9, 0.3], every_steps=6)
     assert steps(tmp_path / "run") == [5, 6]

@@ -87,6 +87,15 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
     assert name in newest.passed_over[0]
 
 
+def test_a_copy_under_a_later_name_is_not_taken_for_newer(saved: tuple[Path, TrainState]) -> None:
+    folder, _ = saved
+    shutil.copytree(folder / "step-00000002", folder / "step-00000009")
+    newest = newest_checkpoint(folder)
+    assert newest.checkpoint is not None
+    assert newest.checkpoint.step == 3
+    assert newest.passed_over == (f"{folder}/step-00000009: it is of step 2, under the name of another.",)
+
+
 def test_failed_checkpoint_never_restarts_silently(
     saved: tuple[Path, TrainState], recipe: Recipe, cpu: Device, tiny_dataset: str
 ) -> None:

@@ -76,7 +76,7 @@ def test_a_filter_that_leaves_nothing_is_not_blamed_on_the_labels(
     labels.write_text("\n".join(["person_id\tstudy_group\trecommended_split", *lines, ""]))
     apart = ["--set", "data.devices=[zeiss_cirrus]", "--set", "data.protocols=[maestro2_3d_macula_oct]"]
     words = ["--recipe", "smoke", "--data", tiny_dataset, "--out", str(tmp_path / "run"), "--labels", str(labels)]
-    assert run_command(monkeypatch, *words, *apart) == 1
+    assert run_command(monkeypatch, *words, *apart) == 2
     assert "no training sample that passes the recipe's `data` filters" in capsys.readouterr().err
 
 

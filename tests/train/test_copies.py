@@ -389,6 +389,12 @@ def test_a_finished_run_that_is_given_copies_makes_the_last_one(tiny_dataset: st
     assert copies_at(tmp_path / "first") == {"step-00000004": NAMES, "step-00000006": NAMES}
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "."])
+def test_copies_in_the_run_folder_are_none(tiny_dataset: str, tmp_path: Path, place: str) -> None:
+    with pytest.raises(RunFolderError, match=r"checkpoint.copies=.* and the run folder .* lie in one another"):
+        pretrain(recipe_to(tmp_path / place), open_dataset(tiny_dataset), tmp_path / "run")
+
+
 def test_copies_that_can_never_be_made_are_refused_before_the_first_step(tiny_dataset: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("years")
     with pytest.raises(RunFolderError, match=r"checkpoint.copies=.*file is no folder"):

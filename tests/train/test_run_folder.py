@@ -1,5 +1,6 @@
 """A run folder between the hands of people, schedulers and full disks."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from shards.reader import open_dataset
+from tests.train.test_loop import crash, stop_after, terminate
 from train.config import Recipe
-from train.errors import RunFolderError, ValidationError
+from train.errors import CheckpointError, RunFolderError, TrainError, TrainingStoppedError, ValidationError
 from train.loop import pretrain
 from train.recipe import load_recipe
-from train.run_folder import RECIPE_FILE, claimed, open_run
+from train.recorder import Listener
+from train.run_folder import RECIPE_FILE, RunFolder, claimed, open_run, write_text
 
 HOLD = """
 import fcntl, sys, time
@@ -119,7 +122,7 @@ def test_a_blank_line_is_no_row_and_a_damaged_one_is_named(recipe: Recipe, tmp_p
         file.write("\n")
     run.append_row({"split": "train", "step": 2})
     assert [row["step"] for row in run.rows()] == [1, 2]
-    for text in ("{half\n", "[1]\n", '{"step": 3}\n'):
+    for text in ("{half\n", "[1]\n", '{"step": 3}\n', '{"split": "val", "step": "3"}\n', '{"split": 1, "step": 3}\n'):
         run.metrics.write_text(text)
         with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
             run.rows()
@@ -131,6 +134,106 @@ def test_a_recipe_of_another_version_is_named_with_its_path(recipe: Recipe, tmp_
         file.write("foo: 1\n")
     with pytest.raises(RunFolderError, match=r"run/recipe.yaml is not a recipe of this version \(recipe key `foo`"):
         open_run(tmp_path / "run", recipe)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "best.json", "wandb.json", ".saved", ".lock"])
+def test_a_folder_where_a_run_writes_a_file_is_refused_at_once(recipe: Recipe, tmp_path: Path, name: str) -> None:
+    (open_run(tmp_path / "run", recipe).path / name).mkdir()
+    with pytest.raises(RunFolderError, match=rf"{name} is no file: .* or choose another --out"):
+        open_run(tmp_path / "run", recipe)
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "there", "\ud800")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "folder", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there"]
+    assert (tmp_path / "there").read_text() == "old"
+    (tmp_path / "link").symlink_to("there")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+
+
+def test_a_recipe_that_was_edited_in_the_run_folder_is_not_that_of_its_checkpoints(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
+    path = tmp_path / "run" / RECIPE_FILE
+    path.write_text(path.read_text().replace("max_steps: 6", "max_steps: 9"))
+    with pytest.raises(RunFolderError, match=r"step-00000006 is of another recipe .*train.max_steps: 6 -> 9"):
+        pretrain(load_recipe(str(path)), open_dataset(tiny_dataset), tmp_path / "run")
+
+
+def test_rows_that_somebody_removed_are_missed(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    heard: list[str] = []
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, terminate)
+        with pytest.raises(TrainingStoppedError):
+            pretrain(make_recipe(), open_dataset(tiny_dataset), run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for name, kept in (("whole", lines), ("cut", lines[:3]), ("gone", [])):
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").write_text("".join(kept))
+        pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / name, Listener(say=heard.append))
+    said = [sentence for sentence in heard if "are lost" in sentence]
+    assert [sentence.rpartition("metrics.jsonl ")[2] for sentence in said] == [
+        "ends with step 2: those up to step 4 are lost.",
+        "has no rows: those up to step 4 are lost.",
+    ]
+
+
+def test_a_full_disk_is_told_of_in_the_words_of_what_failed_first(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.snapshot._write_files", refuse)
+        patch.setattr(RunFolder, "write_summary", refuse)
+        with pytest.raises(CheckpointError, match=r"step 2 could not be saved .* before it, if there is one"):
+            pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
+    assert heard[-1].startswith("summary.json says nothing of this end ([Errno 28]")
+    assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
+
+
+def test_a_row_that_cannot_be_written_ends_the_run_and_is_named(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up() -> None:
+        (tmp_path / "run/metrics.jsonl").unlink()
+        (tmp_path / "run/metrics.jsonl").symlink_to("/dev/full")
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, fill_up)
+        with pytest.raises(TrainError, match=r"the row of step 4 could not be written to .*No space left.*make room"):
+            pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
+
+
+def test_a_killed_run_without_its_checkpoints_does_not_start_anew_unless_it_never_had_one(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, dataset = tmp_path / "run", open_dataset(tiny_dataset)
+    for steps, every in ((1, 2), (3, 2)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps, crash)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(make_recipe(checkpoint={"every_steps": every}), dataset, run)
+        assert not (run / "summary.json").exists()
+        assert (run / ".saved").exists() == (steps > every)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="was saved at step 2 and has no checkpoint any more"):
+        pretrain(make_recipe(), dataset, run)
 
 
 def test_weights_that_blew_up_end_with_a_sentence(
