@@ -17,7 +17,7 @@ from shards.schema import SampleRow
 from train.best import BEST_FILE, Best
 from train.checkpoint import CHECKPOINTS, checkpoint_folders, recover, step_of
 from train.config import Recipe
-from train.errors import RecipeError, RunFolderError, TrainError
+from train.errors import CheckpointError, RecipeError, RunFolderError, TrainError
 from train.recipe import differences, load_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
@@ -115,8 +115,18 @@ class RunFolder:
             write_text(self.best, best.to_line())
 
     def note_saved(self, checkpoint: Path) -> None:
-        """Remember that a checkpoint was published."""
-        write_text(self.saved, f"{step_of(checkpoint)}\n")
+        """Remember that a checkpoint was published.
+
+        Raises:
+            CheckpointError: if that cannot be written.
+        """
+        try:
+            write_text(self.saved, f"{step_of(checkpoint)}\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"step {step_of(checkpoint)} is saved, and {self.saved} could not be written ({error}): make room, and "
+                "the same command goes on from there."
+            ) from error
 
     def saved_step(self) -> str:
         """The step that was last saved, as it was written; empty if none was, or that of a start."""

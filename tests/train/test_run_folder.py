@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import train.run_folder
 from shards.reader import open_dataset
 from tests.train.test_loop import crash, stop_after, terminate
 from train.config import Recipe
@@ -204,6 +205,25 @@ def test_a_full_disk_is_told_of_in_the_words_of_what_failed_first(
             pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
     assert heard[-1].startswith("summary.json says nothing of this end ([Errno 28]")
     assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
+
+
+def test_a_step_that_is_saved_is_not_said_to_be_lost(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.run_folder.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == ".saved":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run_folder.write_text", full)
+        with pytest.raises(CheckpointError, match=r"step 2 is saved, and .*\.saved could not be written .*make room"):
+            pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
+    heard: list[str] = []
+    pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
+    assert heard[0].startswith("resumed at step 2")
 
 
 def test_a_row_that_cannot_be_written_ends_the_run_and_is_named(
