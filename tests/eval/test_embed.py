@@ -31,13 +31,19 @@ from train.step import start_state
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one checkpoint of untrained weights; target and context differ."""
+    folder = tmp_path_factory.mktemp("run")
+    save(folder, step=0)
+    return folder
+
+
+def save(run: Path, step: int) -> None:
+    """The same weights as after so many steps."""
     recipe = load_recipe("smoke")
     state = start_state(recipe, open_device("cpu"))
+    state.step = step
     with torch.no_grad():
         state.networks.context.norm.bias.add_(1.0)
-    folder = tmp_path_factory.mktemp("run")
-    save_checkpoint(folder / "checkpoints", state, recipe, dataset_sha256="0" * 64)
-    return folder
+    save_checkpoint(run / "checkpoints", state, recipe, dataset_sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +104,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_any_work(
 
 def test_the_best_checkpoint_is_taken_if_it_is_asked_for(run_folder: Path, small_dataset: str, tmp_path: Path) -> None:
     shutil.copytree(run_folder, tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
+    save(tmp_path / "run", step=7)
     with pytest.raises(CheckpointError, match="no checkpoint that it is the best"):
         open_checkpoint(tmp_path / "run", "best")
     (tmp_path / "run/best.json").write_text(json.dumps({"step": 0, "measure": "probe_label", "value": 0.5}))
@@ -125,7 +130,7 @@ def test_a_newest_checkpoint_that_is_damaged_is_passed_over_and_named(
     run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = Path(shutil.copytree(run_folder, tmp_path / "run")) / "checkpoints"
-    shutil.copytree(checkpoints / "step-00000000", checkpoints / "step-00000007")
+    save(tmp_path / "run", step=7)
     weights = checkpoints / "step-00000007/target.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert open_checkpoint(tmp_path / "run").step == 0
