@@ -117,10 +117,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _read_named(path: Path) -> Checkpoint:
-    """A checkpoint under its own name: a copy under another would be taken for newer than it is."""
+def read_named(path: Path, name: str | None = None) -> Checkpoint:
+    """A checkpoint under its own name, or to be: a copy under another would be taken for newer than it is.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, or if it is of another step.
+    """
     checkpoint = read_checkpoint(path)
-    if checkpoint.step != step_of(path):
+    if folder_name(checkpoint.step) != (name or path.name):
         raise CheckpointError(f"{path}: it is of step {checkpoint.step}, under the name of another.")
     return checkpoint
 
@@ -148,7 +152,7 @@ def newest_checkpoint(folder: Path, *, before: int | None = None) -> Newest:
         if before is not None and path.name >= folder_name(before):
             continue
         try:
-            return Newest(checkpoint=_read_named(path), passed_over=tuple(passed_over))
+            return Newest(checkpoint=read_named(path), passed_over=tuple(passed_over))
         except CheckpointError as error:
             passed_over.append(str(error))
     if passed_over:

@@ -22,7 +22,7 @@ from train.checkpoint import (
     fresh_folder,
     parse_body,
     publish_folder,
-    read_checkpoint,
+    read_named,
     recipe_of,
 )
 from train.config import Recipe
@@ -130,7 +130,7 @@ class Copies:
         try:
             for file in (*FILES, STATE_FILE):
                 _download(place / file, temporary / file, files[file])
-            read_checkpoint(temporary)
+            read_named(temporary, name)
             said = _bring_rows(place, files, run) if rows else ""
             publish_folder(temporary, run.checkpoints / name)
         except CheckpointError as error:
@@ -260,10 +260,10 @@ def bring_newest(run: RunFolder, recipe: Recipe, dataset_sha256: str) -> list[st
         raise RunFolderError(f"checkpoint.copies={copies.place.url} is no folder: choose another.")
     if copies.place.is_local:
         theirs, ours = Path(copies.place.path).resolve(), run.path.resolve()
-        if theirs.is_relative_to(ours) or ours.is_relative_to(theirs):
+        if theirs.is_relative_to(ours):
             raise RunFolderError(
-                f"checkpoint.copies={copies.place.url} and the run folder {run.path} lie in one another: a copy is for "
-                "the day when that folder is lost; choose another."
+                f"checkpoint.copies={copies.place.url} lies in the run folder {run.path}: copies are for the day when "
+                "that is lost; choose another."
             )
     with _readable(copies.place):
         found = copies.found()
@@ -330,7 +330,7 @@ def _bring_wandb_run(copies: Copies, run: RunFolder) -> list[str]:
 
 def _damage(path: Path) -> str | None:
     try:
-        read_checkpoint(path)
+        read_named(path)
     except CheckpointError as error:
         return str(error)
     return None

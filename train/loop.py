@@ -182,7 +182,10 @@ def go_back_once(error: NonFiniteError, gave_up: int, state: TrainState, feed: F
     """
     failed = state.step
     if failed <= gave_up or not recorder.go_back(feed):
-        raise error
+        raise NonFiniteError(
+            f"{error} Start a new run in another folder, with a lower optim.lr or optim.grad_clip, or with "
+            "train.precision=fp32."
+        ) from error
     recorder.say(f"{error} Going back to step {state.step}, once.")
     feed.go_to(state.step)
     return failed

@@ -96,10 +96,12 @@ def resume(run: RunFolder, state: TrainState, plan: Plan, device: Device) -> lis
         )
     if changed := differences(checkpoint.recipe, plan.recipe):
         raise RunFolderError(
-            f"{checkpoint.path} is of another recipe than {run.path / RECIPE_FILE} ({'; '.join(changed)}): resume it "
+            f"{checkpoint.path} is of another recipe ({'; '.join(changed)}), whatever {RECIPE_FILE} says: resume it "
             "with its own recipe, or choose another --out."
         )
     _put_back(checkpoint, run, state, device)
+    if device.ranks.is_first:
+        run.note_saved(checkpoint.path)
     return [*said, f"resumed at step {state.step} from {checkpoint.path}.", *_lacking_rows(run, checkpoint, plan)]
 
 
@@ -110,7 +112,7 @@ def _lacking_rows(run: RunFolder, checkpoint: Checkpoint, plan: Plan) -> list[st
     if checkpoint.step - last < due:
         return []
     there = f"ends with step {last}" if last >= 0 else "has no rows"
-    return [f"{run.metrics} {there}: those up to step {checkpoint.step} are lost."]
+    return [f"{run.metrics} {there}: rows up to step {checkpoint.step} are missing, if log.every_steps was no more."]
 
 
 def check_not_lost(run: RunFolder) -> None:
@@ -119,7 +121,9 @@ def check_not_lost(run: RunFolder) -> None:
     Raises:
         CheckpointError: if it had: starting anew would drop its rows, and what it learned.
     """
-    step = run.saved_step()
+    summary = run.read_summary() or {}
+    said = summary.get("step", 0) if summary.get("status") in {"finished", "stopped"} else 0  # of earlier versions
+    step = run.saved_step() or said
     if step:
         raise CheckpointError(
             f"{run.path} was saved at step {step} and has no checkpoint any more: put {run.checkpoints} back, or start "

@@ -15,7 +15,7 @@ from typing import Any
 
 from shards.schema import SampleRow
 from train.best import BEST_FILE, Best
-from train.checkpoint import CHECKPOINTS, checkpoint_folders, recover, step_of
+from train.checkpoint import CHECKPOINTS, checkpoint_folders, newest_checkpoint, recover, step_of
 from train.config import Recipe
 from train.errors import CheckpointError, RecipeError, RunFolderError, TrainError
 from train.recipe import differences, load_recipe, recipe_text
@@ -130,7 +130,7 @@ class RunFolder:
 
     def saved_step(self) -> str:
         """The step that was last saved, as it was written; empty if none was, or that of a start."""
-        said = self.saved.read_text().strip() if self.saved.exists() else ""
+        said = self.saved.read_text(errors="replace").strip() if self.saved.exists() else ""
         return said.lstrip("0")
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -156,7 +156,8 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
     existing, changed = out / RECIPE_FILE, []
     if existing.exists():
         changed = differences(_recipe_of(existing), recipe)
-        if changed and (checkpoint_folders(run.checkpoints) or run.rows()):
+        is_trained = checkpoint_folders(run.checkpoints) or run.rows() or run.saved_step()
+        if changed and is_trained and not _is_of_checkpoints(run, recipe):
             raise RunFolderError(
                 f"{out} is a run of another recipe ({'; '.join(changed)}): resume it with its own recipe, or choose "
                 "another --out."
@@ -211,9 +212,18 @@ def _recipe_of(path: Path) -> Recipe:
         ) from error
 
 
+def _is_of_checkpoints(run: RunFolder, recipe: Recipe) -> bool:
+    """Whether the newest whole checkpoint is of this recipe, so that somebody has edited the one in the folder."""
+    try:
+        newest = newest_checkpoint(run.checkpoints).checkpoint
+    except CheckpointError:
+        return False
+    return newest is not None and not differences(newest.recipe, recipe)
+
+
 def _is_begun(path: Path) -> bool:
-    """Whether it is what a kill left of the first file of a run."""
-    return path.name.startswith(f".{RECIPE_FILE}.")
+    """Whether it is what a kill left of the first file of a run, or `rm` of all others."""
+    return path.name.startswith(f".{RECIPE_FILE}.") or path.name == SAVED_FILE
 
 
 def samples_sha256(samples: Sequence[SampleRow]) -> str:
@@ -235,8 +245,7 @@ def lines_sha256(lines: Iterable[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old one or the new one. Of a link, what it leads to."""
-    path = Path(os.path.realpath(path))
+    """Replace a file at once: a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text)

@@ -198,6 +198,5 @@ def skip_step(state: TrainState, recipe: Recipe, result: StepResult) -> None:
     if state.skipped_in_a_row >= recipe.train.max_nonfinite:
         raise NonFiniteError(
             f"{state.skipped_in_a_row} updates in a row up to step {state.step} were not finite "
-            f"(loss {result.summary['loss']}, gradient norm {result.grad_norm}); start a new run in another "
-            "folder with a lower optim.lr or optim.grad_clip, or with train.precision=fp32."
+            f"(loss {result.summary['loss']}, gradient norm {result.grad_norm})."
         )

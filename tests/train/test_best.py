@@ -81,8 +81,15 @@ def test_the_best_is_kept_when_its_row_is_lost(
     crash_after_five(run, monkeypatch)
     assert steps(tmp_path / "run") == [2, 4]
     (tmp_path / "run/metrics.jsonl").unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
     assert run([0.6, 0.7, 0.7], every_steps=1)["best"]["step"] == 2
     assert steps(tmp_path / "run") == [2, 6]
+
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "other").rename(tmp_path / "run")
+    known = json.loads((tmp_path / "run/best.json").read_text())
+    (tmp_path / "run/best.json").write_text(json.dumps({**known, "measure": "probe_device"}))
+    assert run([0.6, 0.7, 0.7], every_steps=1)["best"]["step"] == 5, "of another probe it was no score"
 
 
 def test_a_step_that_is_not_due_is_saved_for_its_score(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -171,6 +171,20 @@ def test_all_blocks_are_predicted_as_the_mean_of_their_layer_normed_tokens(
     assert not torch.allclose(outcome.target_BTC, last.target_BTC, atol=0.1)
 
 
+def test_a_pass_that_fails_leaves_nothing_to_look_at_blocks(
+    make_recipe: Callable[..., Recipe], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = networks_of(make_recipe(objective={"name": "vjepa", "target_blocks": "all"}))
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(networks.target.blocks[1], "forward", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(networks, batch)
+    assert networks.target.blocks.look is None
+
+
 @pytest.mark.parametrize("key", [{"context_weight": 0.5}, {"target_blocks": "all"}])
 def test_the_documented_baseline_has_neither(make_recipe: Callable[..., Recipe], key: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="are of vjepa: leave them out for methods"):

@@ -153,10 +153,6 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
         write_text(tmp_path / "folder", "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there"]
     assert (tmp_path / "there").read_text() == "old"
-    (tmp_path / "link").symlink_to("there")
-    write_text(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "there").read_text() == "new"
 
 
 def test_a_recipe_that_was_edited_in_the_run_folder_is_not_that_of_its_checkpoints(
@@ -167,6 +163,8 @@ def test_a_recipe_that_was_edited_in_the_run_folder_is_not_that_of_its_checkpoin
     path.write_text(path.read_text().replace("max_steps: 6", "max_steps: 9"))
     with pytest.raises(RunFolderError, match=r"step-00000006 is of another recipe .*train.max_steps: 6 -> 9"):
         pretrain(load_recipe(str(path)), open_dataset(tiny_dataset), tmp_path / "run")
+    assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
+    assert "max_steps: 6" in path.read_text()
 
 
 def test_rows_that_somebody_removed_are_missed(
@@ -183,10 +181,10 @@ def test_rows_that_somebody_removed_are_missed(
         shutil.copytree(run, tmp_path / name)
         (tmp_path / name / "metrics.jsonl").write_text("".join(kept))
         pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / name, Listener(say=heard.append))
-    said = [sentence for sentence in heard if "are lost" in sentence]
+    said = [sentence for sentence in heard if "are missing" in sentence]
     assert [sentence.rpartition("metrics.jsonl ")[2] for sentence in said] == [
-        "ends with step 2: those up to step 4 are lost.",
-        "has no rows: those up to step 4 are lost.",
+        "ends with step 2: rows up to step 4 are missing, if log.every_steps was no more.",
+        "has no rows: rows up to step 4 are missing, if log.every_steps was no more.",
     ]
 
 
@@ -205,6 +203,53 @@ def test_a_full_disk_is_told_of_in_the_words_of_what_failed_first(
             pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
     assert heard[-1].startswith("summary.json says nothing of this end ([Errno 28]")
     assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.parametrize("gone", [".saved", "summary.json"])
+def test_what_was_saved_is_known_from_one_of_two_files(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, gone: str
+) -> None:
+    """A run of an earlier version has no `.saved`."""
+    run, dataset = tmp_path / "run", open_dataset(tiny_dataset)
+    pretrain(make_recipe(), dataset, run)
+    (run / gone).unlink()
+    pretrain(make_recipe(), dataset, run)
+    assert (run / ".saved").read_text() == "6\n", "noted again by who resumed it"
+    (run / gone).unlink(missing_ok=True)
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="was saved at step 6 and has no checkpoint any more"):
+        pretrain(make_recipe(), dataset, run)
+
+
+def test_a_folder_that_was_emptied_says_what_it_was(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path
+) -> None:
+    """`rm -r run/*` leaves what begins with a dot."""
+    run, dataset = tmp_path / "run", open_dataset(tiny_dataset)
+    run.mkdir()
+    for text, is_refused in (("6\n", True), ("\udcff", True), ("0\n", False)):
+        (run / ".saved").write_bytes(text.encode(errors="surrogateescape"))
+        if is_refused:
+            with pytest.raises(CheckpointError, match="has no checkpoint any more"):
+                pretrain(make_recipe(), dataset, run)
+            for path in run.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            assert pretrain(make_recipe(), dataset, run)["status"] == "finished"
+
+
+def test_a_picture_that_cannot_be_drawn_ends_the_run_as_failed(
+    make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.recorder.save_masks", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
 
 
 def test_a_step_that_is_saved_is_not_said_to_be_lost(

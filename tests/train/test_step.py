@@ -144,5 +144,5 @@ def test_too_many_updates_in_a_row_that_are_not_finite_fail_the_run(
     state = start_state(recipe, cpu)
     for _ in range(2):
         train_step(state, poisoned(batch), recipe, cpu)
-    with pytest.raises(NonFiniteError, match=r"3 updates in a row up to step 3 .* lower optim\.lr"):
+    with pytest.raises(NonFiniteError, match=r"3 updates in a row up to step 3 were not finite"):
         train_step(state, poisoned(batch), recipe, cpu)
