@@ -31,22 +31,20 @@ class Best:
         return json.dumps(self.to_json()) + "\n"
 
 
-def find_best(rows: Iterable[Mapping[str, Any]], measure: str, steps: Collection[int]) -> Best | None:
+def find_best(
+    rows: Iterable[Mapping[str, Any]], measure: str, steps: Collection[int], *, rowless: Best | None = None
+) -> Best | None:
     """The highest value of the validations whose step was saved; of equal ones the earliest.
 
-    Not of step 0: a random encoder is what the others are compared with.
+    Not of step 0: a random encoder is what the others are compared with. `rowless` is one whose row was lost.
     """
     scored = [
         Best(step=row["step"], measure=measure, value=row[measure])
         for row in rows
         if row["split"] == "val" and row["step"] in steps and row["step"] > 0 and row.get(measure) is not None
     ]
+    scored += [rowless] if rowless else []
     return max(scored, key=lambda one: (one.value, -one.step), default=None)
-
-
-def better_of(one: Best | None, other: Best | None) -> Best | None:
-    """The one of the higher value; of equal ones the earlier."""
-    return max((best for best in (one, other) if best), key=lambda best: (best.value, -best.step), default=None)
 
 
 def read_best(run: Path) -> Best | None:

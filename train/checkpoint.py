@@ -228,7 +228,7 @@ def _best_of_run(run: Path) -> Checkpoint:
             f"{run} says of no checkpoint that it is the best: give the folder of a run that was validated with the "
             "probe of checkpoint.best (label, if `fovea pretrain --labels` was given), or take the newest."
         )
-    return read_checkpoint(run / CHECKPOINTS / folder_name(best.step))
+    return read_named(run / CHECKPOINTS / folder_name(best.step))
 
 
 def _newest_of_run(run: Path) -> Checkpoint:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shards.reader import read_sample
-from train.best import Best, better_of, find_best, read_best
+from train.best import Best, find_best, read_best
 from train.checkpoint import saved_steps
 from train.device import Device
 from train.diagnostics import alarms, rankme, weight_distance
@@ -194,8 +194,8 @@ class Recorder:
         if measure is None and known is not None:
             measure, steps = known.measure, steps & {known.step}
         rows = self._plan.probes.alike((measure or "").removeprefix("probe_"), self.rows)
-        found = find_best(rows, measure, steps) if measure else None
-        self.best = better_of(found, known if self._has_no_row(known, measure, steps) else None)
+        rowless = known if self._has_no_row(known, measure, steps) else None
+        self.best = find_best(rows, measure, steps, rowless=rowless) if measure else None
         if self._tracker is not None and self.best != known:
             self._run.write_best(self.best)
 
@@ -295,8 +295,10 @@ class Recorder:
         self._settle_best()
         summary = self.summary(status)
         if self._tracker is not None:
-            self._run.write_summary(summary)
-            self._tracker.close(failed=failed)
+            try:
+                self._run.write_summary(summary)
+            finally:
+                self._tracker.close(failed=failed)
         return summary
 
     def summary(self, status: str) -> dict[str, Any]:

@@ -156,8 +156,7 @@ def open_run(out: Path, recipe: Recipe) -> RunFolder:
     existing, changed = out / RECIPE_FILE, []
     if existing.exists():
         changed = differences(_recipe_of(existing), recipe)
-        is_trained = checkpoint_folders(run.checkpoints) or run.rows() or run.saved_step()
-        if changed and is_trained and not _is_of_checkpoints(run, recipe):
+        if changed and _is_trained(run) and not _is_of_checkpoints(run, recipe):
             raise RunFolderError(
                 f"{out} is a run of another recipe ({'; '.join(changed)}): resume it with its own recipe, or choose "
                 "another --out."
@@ -212,6 +211,10 @@ def _recipe_of(path: Path) -> Recipe:
         ) from error
 
 
+def _is_trained(run: RunFolder) -> bool:
+    return bool(checkpoint_folders(run.checkpoints) or run.rows() or run.saved_step())
+
+
 def _is_of_checkpoints(run: RunFolder, recipe: Recipe) -> bool:
     """Whether the newest whole checkpoint is of this recipe, so that somebody has edited the one in the folder."""
     try:
@@ -250,9 +253,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         temporary.write_text(text)
         temporary.replace(path)
-    except Exception:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)  # it is gone where all went well
 
 
 def _whole_rows(text: str) -> Iterator[dict[str, Any]]:

@@ -73,6 +73,10 @@ def test_the_best_stays_beside_the_newest_and_is_what_best_loads(
     assert all(torch.equal(value, itself.state_dict()[name]) for name, value in best.state_dict().items())
     assert not all(torch.equal(value, newest.state_dict()[name]) for name, value in best.state_dict().items())
     assert export(folder, tmp_path / "given", choice="best", version="0")["step"] == 2
+    shutil.rmtree(folder / "checkpoints/step-00000002")
+    (folder / "checkpoints/step-00000006").rename(folder / "checkpoints/step-00000002")
+    with pytest.raises(CheckpointError, match="it is of step 6, under the name of another"):
+        open_checkpoint(folder, "best")
 
 
 def test_the_best_is_kept_when_its_row_is_lost(

@@ -192,16 +192,19 @@ def test_a_full_disk_is_told_of_in_the_words_of_what_failed_first(
     make_recipe: Callable[..., Recipe], tiny_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
+    closed: list[bool] = []
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
+        patch.setattr("train.recorder.Tracker.close", lambda _, *, failed: closed.append(failed))
         patch.setattr("train.snapshot._write_files", refuse)
         patch.setattr(RunFolder, "write_summary", refuse)
         with pytest.raises(CheckpointError, match=r"step 2 could not be saved .* before it, if there is one"):
             pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run", Listener(say=heard.append))
     assert heard[-1].startswith("summary.json says nothing of this end ([Errno 28]")
+    assert closed == [True], "W&B is told all the same"
     assert pretrain(make_recipe(), open_dataset(tiny_dataset), tmp_path / "run")["status"] == "finished"
 
 
